@@ -1,0 +1,1 @@
+"""What training, testing and the demo share: types, networks, geometry, files."""
