@@ -1,0 +1,66 @@
+"""ResNet trunks: torchvision's networks without pooling and classifier, their parameter names unchanged."""
+
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet
+
+from common.errors import UserError
+
+# name -> (torchvision's builder, the ImageNet weights training starts from, output channels)
+TRUNKS = {
+    "resnet18": (resnet.resnet18, resnet.ResNet18_Weights.IMAGENET1K_V1, 512),
+    "resnet34": (resnet.resnet34, resnet.ResNet34_Weights.IMAGENET1K_V1, 512),
+    "resnet50": (resnet.resnet50, resnet.ResNet50_Weights.IMAGENET1K_V2, 2048),
+}
+
+
+class ResNetTrunk(nn.Module):
+    """(N, 3, H, W) -> (N, C, H / 32, W / 32). Attribute `channels` is C."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        build, _, self.channels = TRUNKS[name]
+        network = build(weights=None)
+        self.conv1, self.bn1 = network.conv1, network.bn1
+        self.relu, self.maxpool = network.relu, network.maxpool
+        self.layer1, self.layer2 = network.layer1, network.layer2
+        self.layer3, self.layer4 = network.layer3, network.layer4
+
+    def stem(self, image: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, 64, H / 4, W / 4)."""
+        return self.maxpool(self.relu(self.bn1(self.conv1(image))))
+
+    def stages(self, features: Tensor) -> Tensor:
+        """(N, 64, H, W) -> (N, C, H / 8, W / 8): layer1 to layer4."""
+        return self.layer4(self.layer3(self.layer2(self.layer1(features))))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.stages(self.stem(image))
+
+
+def load_imagenet(trunk: ResNetTrunk) -> None:
+    """Start a trunk from torchvision's ImageNet weights, downloaded once into PyTorch's cache.
+
+    Raises:
+        UserError: the file is not in the cache and cannot be downloaded, or is damaged.
+    """
+    weights = TRUNKS[trunk.name][1]
+    file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[1]
+    try:
+        state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True, map_location="cpu")
+        own = trunk.state_dict()
+        trunk.load_state_dict({key: state[key] for key in own})  # all but the classifier
+    except (URLError, OSError) as error:
+        raise UserError(
+            f"no ImageNet weights for {trunk.name} ({error}); download {weights.url} elsewhere and put it at {file}, "
+            "or start from random numbers with --init random"
+        ) from None
+    except (RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"the ImageNet weights at {file} are damaged ({reason}); delete the file and try again"
+        ) from None

@@ -1,0 +1,36 @@
+"""RotationNet: MANO parameters and the wrist's place of a (right-looking) hand."""
+
+import torch
+from torch import Tensor, nn
+
+from common.nets.layers import conv_bn_relu, init_head
+from common.utils.frames import Frames
+from common.utils.heatmaps import sample_features
+from common.utils.rotations import matrix_to_axis_angle, rot6d_to_matrix
+
+
+class RotationNet(nn.Module):
+    """Hand features read at the joints -> rotations; pooled features -> shape and camera."""
+
+    def __init__(self, in_channels: int, joints: int, frames: Frames, channels: int = 512) -> None:
+        super().__init__()
+        self.depth_scale = frames.depth_scale
+        self.conv = conv_bn_relu(in_channels, channels, 1)
+        self.root_pose_out = nn.Sequential(nn.Linear(joints * (channels + 3), 6))
+        self.pose_out = nn.Sequential(nn.Linear(joints * (channels + 3), 15 * 6))
+        self.shape_out = nn.Sequential(nn.Linear(in_channels, 10))
+        self.cam_out = nn.Sequential(nn.Linear(in_channels, 3))
+        init_head(self)
+
+    def forward(self, hand_features: Tensor, joints_hand_hm: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(M, C, H, W), detached joints (M, J, 3) -> global_orient (M, 3), hand_pose (M, 15, 3) axis-angle,
+        betas (M, 10), root_transl (M, 3) m in the virtual camera."""
+        pooled = hand_features.mean((2, 3))
+        betas, camera = self.shape_out(pooled).float(), self.cam_out(pooled).float()
+        root_transl = torch.cat((camera[:, :2], self.depth_scale * camera[:, 2:].sigmoid()), -1)
+
+        at_joints = sample_features(self.conv(hand_features).float(), joints_hand_hm[..., :2])
+        tokens = torch.cat((at_joints, joints_hand_hm), -1).flatten(1)
+        rot6d = torch.cat((self.root_pose_out(tokens), self.pose_out(tokens)), -1).float()
+        rotations = matrix_to_axis_angle(rot6d_to_matrix(rot6d.unflatten(-1, (16, 6))))
+        return rotations[:, 0], rotations[:, 1:], betas, root_transl

@@ -1,0 +1,83 @@
+"""Boxes. A box is xyxy unless its name says otherwise (`xywh`: x, y of the corner, width, height)."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.utils.frames import Frames, rescale
+
+
+def sanitize_xywh(box_xywh: np.ndarray, image_size: tuple[int, int]) -> np.ndarray | None:
+    """The part of a box that an image can hold, as the published system defines it.
+
+    The corner is clipped, then the size laid from there: a box cut by the left or top border is shifted, not cut.
+
+    Args:
+        box_xywh: (4,) pixels.
+        image_size: (h, w) of the image.
+
+    Returns:
+        (4,) float64 xywh, or None where nothing usable is left.
+    """
+    height, width = image_size
+    x, y, w, h = np.asarray(box_xywh, np.float64)
+    x1, y1 = max(0.0, x), max(0.0, y)
+    x2, y2 = min(width - 1.0, x1 + max(0.0, w - 1)), min(height - 1.0, y1 + max(0.0, h - 1))
+    if not (w * h > 0 and x2 > x1 and y2 > y1):
+        return None
+    return np.array([x1, y1, x2 - x1, y2 - y1])
+
+
+def expand_xywh(box_xywh: np.ndarray, aspect: float, extension: float) -> np.ndarray:
+    """Enlarge the shorter side about the centre until w / h = `aspect`, then both by `extension`. float64 xywh."""
+    x, y, w, h = np.asarray(box_xywh, np.float64)
+    centre = np.array([x + w / 2, y + h / 2])
+    size = np.array([max(w, aspect * h), max(h, w / aspect)]) * extension
+    return np.concatenate((centre - size / 2, size))
+
+
+def body_box(box_xywh: np.ndarray, image_size: tuple[int, int], crop_size: tuple[int, int], extension: float):
+    """The box a crop is taken from: sanitized, brought to the crop's aspect, enlarged.
+
+    Args:
+        box_xywh: (4,) the person in `image`.
+        image_size, crop_size: (h, w).
+        extension: 1.25 for in-the-wild photos and the demo, 1.0 for the studio sets.
+
+    Returns:
+        (4,) float64 xywh, or None where the box is unusable.
+    """
+    box = sanitize_xywh(box_xywh, image_size)
+    return None if box is None else expand_xywh(box, crop_size[1] / crop_size[0], extension)
+
+
+def restore_box(
+    centers_body_hm: Tensor, sizes_body_hm: Tensor, frames: Frames, aspect: float | None, extension: float
+) -> Tensor:
+    """The detector's centre and size as a box in `body`.
+
+    Args:
+        centers_body_hm, sizes_body_hm: (..., 2).
+        aspect: w / h to which the shorter side (by signed value) is enlarged, or None.
+        extension: factor on width and height about the centre.
+
+    Returns:
+        (..., 4) xyxy in `body`. A negative predicted size gives x2 < x1, as in the published system.
+    """
+    low = rescale(centers_body_hm - sizes_body_hm / 2, frames.body_hm, frames.body)
+    high = rescale(centers_body_hm + sizes_body_hm / 2, frames.body_hm, frames.body)
+    center = (low + high) / 2
+    width, height = (high - low).unbind(-1)
+    if aspect is not None:
+        width, height = torch.maximum(width, aspect * height), torch.maximum(height, width / aspect)
+    half = torch.stack((width, height), -1) * extension / 2
+    return torch.cat((center - half, center + half), -1)
+
+
+def iou(box_a: Tensor | np.ndarray, box_b: Tensor | np.ndarray) -> Tensor:
+    """(..., 4) xyxy x (..., 4) -> (...) intersection over union, inter / (union + 1e-5) as in the published system."""
+    box_a, box_b = torch.as_tensor(box_a), torch.as_tensor(box_b)
+    low, high = torch.maximum(box_a[..., :2], box_b[..., :2]), torch.minimum(box_a[..., 2:], box_b[..., 2:])
+    inter = (high - low).clamp(min=0).prod(-1)
+    area_a, area_b = (box_a[..., 2:] - box_a[..., :2]).prod(-1), (box_b[..., 2:] - box_b[..., :2]).prod(-1)
+    return inter / (area_a + area_b - inter + 1e-5)

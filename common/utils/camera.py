@@ -1,0 +1,66 @@
+"""Cameras: from metres to pixels, and back to a placement in metres.
+
+`project` is the contract every exported result keeps: vertices in the frame `cam` (metres, x right, y down, z away
+from the camera) and their camera give the pixels of the overlay. Pixel centres sit at integer coordinates.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A camera that maps `cam` metres to pixels of the frame it is said to belong to.
+
+    Attributes:
+        focal: (2,) pixels; for an orthographic camera pixels per metre.
+        princpt: (2,) principal point, pixels.
+        orthographic: depth does not change the size (the network's own, virtual camera); else a pinhole.
+    """
+
+    focal: np.ndarray
+    princpt: np.ndarray
+    orthographic: bool
+
+
+def project_orthographic(points_cam: Tensor | np.ndarray, focal: Tensor | np.ndarray, princpt: Tensor | np.ndarray):
+    """(..., 3) m -> (..., 2) px, x * f + c. `focal` and `princpt` broadcast against (..., 2)."""
+    return points_cam[..., :2] * focal + princpt
+
+
+def project_pinhole(points_cam: Tensor | np.ndarray, focal: Tensor | np.ndarray, princpt: Tensor | np.ndarray):
+    """(..., 3) m -> (..., 2) px, x / z * f + c. `focal` and `princpt` broadcast against (..., 2)."""
+    return points_cam[..., :2] / points_cam[..., 2:] * focal + princpt
+
+
+def project(points_cam: np.ndarray, camera: Camera) -> np.ndarray:
+    """(..., 3) m in `cam` -> (..., 2) px in the camera's frame."""
+    return (project_orthographic if camera.orthographic else project_pinhole)(points_cam, camera.focal, camera.princpt)
+
+
+def place_before_camera(
+    points_rel: np.ndarray, points_image: np.ndarray, focal: np.ndarray, princpt: np.ndarray
+) -> np.ndarray | None:
+    """Where an object of known size stands before a real pinhole camera that sees its points at given pixels.
+
+    Least squares over t of f (x + t_x) = (u - c) (z + t_z), which is linear in t, likewise for y.
+
+    Args:
+        points_rel: (P, 3) m, any origin, axes of the camera.
+        points_image: (P, 2) px.
+        focal, princpt: (2,) px.
+
+    Returns:
+        transl (3,) m of the origin of `points_rel` in `cam`, or None where no place in front of the camera fits.
+    """
+    ray = points_image - princpt  # (P, 2)
+    count = len(points_rel)
+    matrix = np.zeros((count, 2, 3))
+    matrix[:, 0, 0], matrix[:, 1, 1], matrix[:, :, 2] = focal[0], focal[1], -ray
+    target = ray * points_rel[:, 2:] - focal * points_rel[:, :2]
+    if not (np.isfinite(matrix).all() and np.isfinite(target).all()):
+        return None
+    transl, _, rank, _ = np.linalg.lstsq(matrix.reshape(-1, 3), target.reshape(-1), rcond=None)
+    return transl if rank == 3 and (points_rel[:, 2] + transl[2]).min() > 0 else None

@@ -1,0 +1,47 @@
+"""Photos: from file to RGB array, from array to crop."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from common.errors import UserError
+
+
+def quiet_opencv() -> None:
+    """Stop OpenCV's own log on stderr; what goes wrong is said in our words. Called by scripts, not at import."""
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def load_image(path: Path) -> np.ndarray:
+    """Read an image as (H, W, 3) uint8 RGB. EXIF orientation is ignored, as in the published system.
+
+    Raises:
+        UserError: the file cannot be read, is no image, or is cut short.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if not data:
+        raise UserError(f"cannot read {path}: the file is empty")
+    try:
+        # From memory and not by imread, which hands out the top of a truncated JPEG as if it were whole.
+        image_bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise UserError(f"cannot read {path}: {error.err or 'OpenCV refuses it'}") from None
+    if image_bgr is None:
+        raise UserError(f"cannot read {path}: it is no image, or it is damaged or cut short")
+    return cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB)
+
+
+def warp_image(image: np.ndarray, image_to_crop: np.ndarray, crop_size: tuple[int, int]) -> np.ndarray:
+    """Sample a crop from an image, bilinear, 0 outside.
+
+    Args:
+        image: (H, W, 3) uint8; 8-bit interpolation stays within half a grey level of the float one.
+        image_to_crop: (2, 3).
+        crop_size: (h, w).
+    """
+    height, width = crop_size
+    return cv2.warpAffine(image, image_to_crop, (width, height), flags=cv2.INTER_LINEAR)

@@ -1,0 +1,1 @@
+"""The experiment: its numbers (`config.py`) and its network (`model.py`)."""

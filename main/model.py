@@ -1,0 +1,145 @@
+"""InterWild: the network, step by step."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from common.nets.box_net import BoxNet
+from common.nets.hand_roi import HandRoI
+from common.nets.mano import TwoHandMano, to_wrist
+from common.nets.position_net import PositionNet
+from common.nets.resnet import ResNetTrunk, load_imagenet
+from common.nets.rotation_net import RotationNet
+from common.nets.trans_net import TransNet
+from common.types import ManoParams, Prediction
+from common.utils.boxes import restore_box
+from common.utils.frames import Frames, rescale
+from common.utils.joints import JOINTS
+from common.utils.mirror import mirror_points, mirror_rotation, mirror_translation
+from main.config import Config
+
+PROJECTION_EPSILON = 1e-4  # m, added to the depth before the virtual projection divides by it, as published
+
+
+class InterWild(nn.Module):
+    """A person crop in, two hands in 3D out.
+
+    Moon, "Bringing Inputs to Shared Domains for 3D Interacting Hands Recovery in the Wild", CVPR 2023. The names and
+    shapes of the saved tensors are those of the published files (without their `module.`).
+
+    Args:
+        mano: both hands' MANO layers.
+        frames: sizes of all frames.
+        body_backbone, hand_backbone, trans_backbone: trunk names.
+        hand_box_extension: factor on the predicted hand box before it is cropped.
+    """
+
+    def __init__(
+        self,
+        mano: TwoHandMano,
+        frames: Frames,
+        body_backbone: str,
+        hand_backbone: str,
+        trans_backbone: str,
+        hand_box_extension: float,
+    ) -> None:
+        super().__init__()
+        self.frames = frames
+        self.hand_box_extension = hand_box_extension
+        self.body_backbone = ResNetTrunk(body_backbone)
+        self.body_box_net = BoxNet(self.body_backbone.channels)
+        self.hand_roi_net = HandRoI(hand_backbone, frames)
+        hand_channels = self.hand_roi_net.backbone.channels
+        self.hand_position_net = PositionNet(hand_channels, len(JOINTS), frames.hand_bins)
+        self.hand_rotation_net = RotationNet(hand_channels, len(JOINTS), frames)
+        self.hand_trans_net = TransNet(trans_backbone, len(JOINTS), frames)
+        self.mano_layer = mano  # holds no saved tensor
+
+    def forward(self, image_crop: Tensor) -> Prediction:
+        """(N, 3, H, W) RGB in [0, 1], no mean or deviation subtracted -> `Prediction`."""
+        frames = self.frames
+
+        # Find both hands.
+        image_body = nn.functional.interpolate(image_crop, frames.body, mode="bilinear", align_corners=False)
+        centers, sizes, scores = self.body_box_net(self.body_backbone(image_body))
+        boxes_body = restore_box(centers, sizes, frames, aspect=1.0, extension=self.hand_box_extension)
+
+        # Both as right hands: joints, then rotations read at the joints.
+        features, crop_to_hand = self.hand_roi_net(image_crop, boxes_body)
+        joints = self.hand_position_net(features)
+        global_orient, hand_pose, betas, root_transl = self.hand_rotation_net(features, joints.detach())
+
+        # The left one back to a left hand, then both to meshes.
+        joints_hand_hm = unmirror_left(joints, self.mirror_joints)
+        mano = ManoParams(
+            global_orient=unmirror_left(global_orient, mirror_rotation),
+            hand_pose=unmirror_left(hand_pose, mirror_rotation),
+            betas=betas.unflatten(0, (-1, 2)),
+        )
+        root_transl = unmirror_left(root_transl, mirror_translation)
+        vertices_rel, joints_rel = to_wrist(*self.mano_layer(mano))
+        joints_proj_hand_hm = self.project_to_hand_hm(joints_rel + root_transl[:, :, None])
+
+        # Where the left is relative to the right.
+        rel_transl = self.hand_trans_net(joints_hand_hm.detach(), crop_to_hand)
+
+        return Prediction(
+            box_centers_body_hm=centers,
+            box_sizes_body_hm=sizes,
+            box_scores=scores,
+            crop_to_hand=crop_to_hand,
+            joints_hand_hm=joints_hand_hm,
+            mano=mano,
+            vertices_rel=vertices_rel,
+            joints_rel=joints_rel,
+            joints_proj_hand_hm=joints_proj_hand_hm,
+            root_transl=root_transl,
+            rel_transl=rel_transl,
+        )
+
+    def mirror_joints(self, joints_hand_hm: Tensor) -> Tensor:
+        """(..., J, 3) in `hand_hm` -> seen in a mirror. It is done in pixels of `hand`, as published, and so moves
+        cells by 1 / 32 of a cell against mirroring in cells."""
+        joints_hand = rescale(joints_hand_hm, self.frames.hand_hm, self.frames.hand)
+        return rescale(mirror_points(joints_hand, self.frames.hand[1]), self.frames.hand, self.frames.hand_hm)
+
+    def project_to_hand_hm(self, points_cam: Tensor) -> Tensor:
+        """(..., 3) m in a hand's virtual camera -> (..., 2) in `hand_hm`."""
+        frames = self.frames
+        depth = points_cam[..., 2:] + PROJECTION_EPSILON
+        centered = points_cam[..., :2] / depth * frames.focal
+        points_hand = torch.stack([centered[..., axis] + frames.princpt[axis] for axis in (0, 1)], -1)
+        return rescale(points_hand, frames.hand, frames.hand_hm)
+
+
+def unmirror_left(x: Tensor, mirror: Callable[[Tensor], Tensor]) -> Tensor:
+    """What the hand networks say of right-looking hands, (N * 2, ...) -> (N, 2, ...), the left ones mirrored back."""
+    right, left = x.unflatten(0, (-1, 2)).unbind(1)
+    return torch.stack((right, mirror(left)), 1)
+
+
+def build_model(config: Config, mano: TwoHandMano) -> InterWild:
+    """The network of `config`, heads initialised as published, trunks as torchvision initialises them."""
+    return InterWild(
+        mano=mano,
+        frames=config.frames,
+        body_backbone=config.body_backbone,
+        hand_backbone=config.hand_backbone,
+        trans_backbone=config.trans_backbone,
+        hand_box_extension=config.hand_box_extension,
+    )
+
+
+def init_trunks(model: InterWild, init: str) -> None:
+    """Start the three trunks for training.
+
+    Args:
+        init: "imagenet" (torchvision's weights, as published) or "random" (as built).
+
+    Raises:
+        UserError: the ImageNet files can not be had.
+    """
+    if init == "imagenet":
+        for trunk in (model.body_backbone, model.hand_roi_net.backbone, model.hand_trans_net.backbone):
+            load_imagenet(trunk)
