@@ -50,14 +50,15 @@ def convolve_heatmaps(joints: Tensor, weight: Tensor, bias: Tensor, size: tuple[
     batch, points = joints.shape[:2]
     channels = weight.shape[0]
     x, y, z = (gaussian(joints[..., axis], n) for axis, n in ((0, width), (1, height), (2, depth)))
-    # Kernel tap k reads cell i + k - 1; outside the map is 0, as the convolution's padding has it.
-    shifted_x, shifted_y = (nn.functional.pad(g, (1, 1)).unfold(-1, g.shape[-1], 1) for g in (x, y))  # (N, P, 3, W)
+    # Kernel tap k reads cell i + k - 1; outside the map is 0, as the convolution's padding has it. (N, P, 3, H or W)
+    shifted_x, shifted_y = (nn.functional.pad(g, (1, 1)).unfold(-1, g.shape[-1], 1) for g in (x, y))
 
-    kernels = torch.einsum("npd,cpdij->pnijc", z * PEAK, weight.unflatten(1, (points, depth)))
+    taps = weight.unflatten(1, (points, depth))  # (C, P, D, 3, 3)
     out = bias.view(1, channels, 1, 1).repeat(batch, 1, height, width).flatten(1, 2)  # (N, C * H, W)
     for column in range(3):
-        rows = torch.einsum("pnic,npiy->ncyp", kernels[:, :, :, column], shifted_y)  # (N, C, H, P)
-        out.baddbmm_(rows.reshape(batch, channels * height, points), shifted_x[:, :, column])
+        kernels = torch.einsum("npd,cpdi->npci", z * PEAK, taps[..., column])
+        # (N, P, C * H) rows, not kept by a name: the next column's would be made while they still take memory.
+        out.baddbmm_((kernels @ shifted_y).flatten(2).transpose(1, 2), shifted_x[:, :, column])
     return out.view(batch, channels, height, width)
 
 
