@@ -1,0 +1,1 @@
+"""Commands beside the main three; each file's docstring is its manual."""
