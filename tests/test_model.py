@@ -1,0 +1,173 @@
+"""The network as a module: batches, gradients, precision, what is shared with the outside."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from common.postprocess import to_crop
+from common.types import LEFT, RIGHT, Prediction
+from main.config import Config
+from main.model import build_model
+from tests.conftest import SMALL
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    from inputs import smooth_batch
+
+    return torch.from_numpy(smooth_batch(5, 3))
+
+
+def flat(prediction: Prediction | tuple, name: str = "") -> dict[str, Tensor]:
+    """A nested named tuple -> {name: tensor}."""
+    if isinstance(prediction, Tensor):
+        return {name: prediction}
+    return {
+        key: value
+        for field, part in zip(prediction._fields, prediction, strict=True)
+        for key, value in flat(part, field).items()
+    }
+
+
+def test_shapes_and_types(small_model, images):
+    """As `common/types.py` promises."""
+    with torch.inference_mode():
+        tensors = flat(small_model(images))
+    shapes = {name: tuple(tensor.shape[1:]) for name, tensor in tensors.items()}
+    assert shapes == {
+        "box_centers_body_hm": (2, 2),
+        "box_sizes_body_hm": (2, 2),
+        "box_scores": (2,),
+        "crop_to_hand": (2, 2, 3),
+        "joints_hand_hm": (2, 21, 3),
+        "global_orient": (2, 3),
+        "hand_pose": (2, 15, 3),
+        "betas": (2, 10),
+        "vertices_rel": (2, 778, 3),
+        "joints_rel": (2, 21, 3),
+        "joints_proj_hand_hm": (2, 21, 2),
+        "root_transl": (2, 3),
+        "rel_transl": (3,),
+    }
+    assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_a_batch_equals_its_samples(small_model, images):
+    """Nothing leaks from one image to another, and any batch size works."""
+    with torch.inference_mode():
+        batch, crop = small_model(images), None
+        crop = flat(to_crop(batch, SMALL.frames))
+        batch = flat(batch)
+        for n in range(len(images)):
+            single = small_model(images[n : n + 1])
+            for name, tensor in flat(to_crop(single, SMALL.frames)).items():
+                scale = crop[name].abs().max()
+                assert (tensor[0] - crop[name][n]).abs().max() <= 1e-4 * scale, name
+            for name, tensor in flat(single).items():
+                assert (tensor[0] - batch[name][n]).abs().max() <= 1e-4 * batch[name].abs().max(), name
+
+
+def test_an_empty_batch(small_model, images):
+    with torch.inference_mode():
+        prediction = flat(small_model(images[:0]))
+    assert all(len(tensor) == 0 for tensor in prediction.values())
+
+
+def test_the_left_hand_is_seen_as_a_right_hand(small_model, images):
+    """On a mirrored image, with mirrored boxes, the trunk is shown the same two patches, in the other order."""
+    seen = []
+    small_model.hand_roi_net.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    frames, side = SMALL.frames, 60.0  # px in `body`
+    centers = torch.tensor([[[70.0, 90.0], [105.0, 125.0]]])
+    # The image mirrors about (W - 1) / 2, a patch about (w - 1) / 2 while its box centre is at w / 2: one patch pixel.
+    patch_pixel = 2 * side / frames.hand[1]  # in `crop`
+    mirrored = centers.flip(1).clone()
+    mirrored[..., 0] = (frames.crop[1] - 1 + patch_pixel) / 2 - mirrored[..., 0]
+    with torch.inference_mode():
+        for image, box_centers in ((images[:1], centers), (images[:1].flip(-1), mirrored)):
+            small_model.hand_roi_net(image, torch.cat((box_centers - side / 2, box_centers + side / 2), -1))
+    assert (seen[0] - seen[0].flip(0)).abs().max() > 0.1  # the two hands differ
+    torch.testing.assert_close(seen[0], seen[1].flip(0), atol=1e-4, rtol=0)
+
+
+def test_where_gradients_go(small_model, images):
+    """Hand losses do not reach the detector, the relative translation does not reach the position network, the
+    translation trunk's stem gets nothing; everything else learns."""
+    small_model.train()
+
+    def reached(loss: Tensor) -> set[str]:
+        small_model.zero_grad(set_to_none=True)
+        loss.backward()
+        return {name.split(".")[0] for name, p in small_model.named_parameters() if p.grad is not None}
+
+    prediction = small_model(images)
+    assert reached(prediction.box_sizes_body_hm.sum() + prediction.box_centers_body_hm.sum()) == {
+        "body_backbone",
+        "body_box_net",
+    }
+    prediction = small_model(images)
+    hand_loss = prediction.vertices_rel.square().sum() + prediction.joints_proj_hand_hm.square().sum()
+    assert reached(hand_loss) == {"hand_roi_net", "hand_rotation_net"}
+    prediction = small_model(images)
+    assert reached(prediction.joints_hand_hm.sum()) == {"hand_roi_net", "hand_position_net"}
+    prediction = small_model(images)
+    assert reached(prediction.rel_transl.sum()) == {"hand_trans_net"}
+
+    small_model.zero_grad(set_to_none=True)
+    sum(tensor.square().sum() for tensor in flat(small_model(images)).values() if tensor.requires_grad).backward()
+    without = {name for name, p in small_model.named_parameters() if p.grad is None}
+    assert without == {f"hand_trans_net.backbone.{name}" for name in ("conv1.weight", "bn1.weight", "bn1.bias")}
+    assert all(p.grad.isfinite().all() for p in small_model.parameters() if p.grad is not None)
+
+
+def test_the_input_is_left_alone(small_model, images):
+    before = images.clone()
+    with torch.inference_mode():
+        small_model(images)
+    assert torch.equal(images, before)
+
+
+def test_bfloat16_autocast(small_model, images):
+    """Runs, reports float32, and stays near float32: geometry is not done in 8 bits of mantissa."""
+    with torch.inference_mode():
+        exact = small_model(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = small_model(images)
+    assert all(tensor.dtype == torch.float32 for tensor in flat(mixed).values())
+    assert (mixed.vertices_rel - exact.vertices_rel).abs().max() < 0.02  # m
+    assert (mixed.box_centers_body_hm - exact.box_centers_body_hm).abs().max() < 1  # of 64 cells
+    # Bones keep their length whatever the precision of the pose.
+    bones = (exact.vertices_rel[:, :, 100] - exact.vertices_rel[:, :, 101]).norm(dim=-1)
+    assert ((mixed.vertices_rel[:, :, 100] - mixed.vertices_rel[:, :, 101]).norm(dim=-1) / bones - 1).abs().max() < 0.1
+
+
+def test_degenerate_boxes_stay_finite(small_model, images):
+    """A hand box without size, or of negative size, gives finite hands (and finite gradients to none)."""
+    for size in (0.0, -8.0):
+        with torch.no_grad():
+            for head in (small_model.body_box_net.rhand_size, small_model.body_box_net.lhand_size):
+                head[2].weight.zero_()
+                head[2].bias.fill_(size)
+            tensors = flat(small_model(images))
+        assert all(tensor.isfinite().all() for tensor in tensors.values()), size
+
+
+def test_initialisation():
+    """Heads: convolutions std 0.001, linear layers std 0.01, biases 0, batch norm 1 and 0."""
+    torch.manual_seed(0)
+    model = build_model(Config(body_backbone="resnet18", hand_backbone="resnet18"), mano=None)
+    for name, parameter in model.named_parameters():
+        if "backbone" in name:
+            continue
+        if parameter.ndim == 4:
+            assert abs(parameter.std() / 0.001 - 1) < 0.1, name
+        elif parameter.ndim == 2:
+            assert abs(parameter.std() / 0.01 - 1) < 0.1, name
+        elif name.endswith("bias"):
+            assert not parameter.any(), name
+        else:
+            assert (parameter == 1).all(), name
+
+
+def test_hands_are_right_then_left():
+    assert (RIGHT, LEFT) == (0, 1)

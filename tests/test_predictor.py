@@ -1,0 +1,216 @@
+"""The Python way in: from photo to typed result, in the photo's own pixels."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from inputs import smooth_image_uint8
+
+from common.errors import UserError
+from common.predictor import HandPredictor, PhotoHands
+from common.results import camera_to_dict, photo_to_dict
+from common.utils.camera import Camera, project
+from common.utils.images import load_image
+
+
+@pytest.fixture(scope="module")
+def predictor(small_snapshot: Path, mano_folder: Path) -> HandPredictor:
+    return HandPredictor.load(small_snapshot, mano_folder, ["cpu"])
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    return smooth_image_uint8(4, 240, 300)
+
+
+@pytest.fixture(scope="module")
+def photo(predictor: HandPredictor, image: np.ndarray) -> PhotoHands:
+    return predictor(image)
+
+
+def test_result(photo):
+    """Both hands, finite, in shapes that the docstrings promise."""
+    assert [hand.side for hand in photo.hands] == ["right", "left"] and not photo.dropped
+    assert photo.image_size == (240, 300) and photo.boxes_image.shape == (2, 4)
+    for index, hand in enumerate(photo.hands):
+        assert hand.vertices_cam.shape == (778, 3) and hand.joints_cam.shape == (21, 3)
+        assert hand.hand_pose.shape == (15, 3) and hand.betas.shape == (10,)
+        assert np.isfinite(hand.vertices_cam).all() and 0 <= hand.confidence <= 1
+        np.testing.assert_array_equal(hand.box_image, photo.boxes_image[index])
+
+
+def test_the_published_body_box(photo):
+    """The whole photo, less one pixel, brought to 3 : 4 and enlarged by 1.25."""
+    np.testing.assert_allclose(
+        photo.body_box_image, [149.5 - 299 * 0.625, 119.5 - 299 / 0.75 * 0.625, 373.75, 498.3333]
+    )
+
+
+def test_a_pair_shares_a_camera_and_others_do_not(predictor, image, photo):
+    assert photo.pair == (photo.box_iou > 0)
+    assert photo.pair  # the small network's boxes overlap
+    assert photo.right.camera is photo.left.camera
+    # Placed so that the wrists differ by the relative translation.
+    wrists = photo.left.joints_cam[0] - photo.right.joints_cam[0]
+    np.testing.assert_allclose(wrists, photo.rel_transl, atol=1e-5)
+    alone = predictor(image, hand="left")
+    assert not alone.pair and alone.right is None and alone.left.camera is not photo.left.camera
+
+
+def test_a_hand_alone_is_overlaid_on_its_own_projection(predictor, image):
+    """The camera of one hand is fitted to that hand's virtual projection: extents agree exactly, x and y."""
+    hand = predictor(image, hand="right").right
+    overlay = project(hand.joints_cam, hand.camera)
+    prepared = predictor.prepare(image)
+    with torch.inference_mode():
+        crop = torch.from_numpy(prepared.crop)[None].permute(0, 3, 1, 2).float() / 255
+        from common.postprocess import to_crop
+
+        result = to_crop(predictor.model(crop), predictor.config.frames)
+    proj_crop = result.joints_proj_crop[0, 0].numpy()
+    x0, y0, w, h = prepared.body_box_image
+    proj_image = proj_crop * [w / 384, h / 512] + [x0, y0]
+    np.testing.assert_allclose(np.ptp(overlay, axis=0), np.ptp(proj_image, axis=0), rtol=1e-4)
+    np.testing.assert_allclose(overlay.mean(0), proj_image.mean(0), atol=0.05)
+
+
+def test_a_shifted_box_shifts_the_answer(predictor, image):
+    """A person anywhere in a larger photo: the same crop gives the same hands, moved with the box (to the rounding of
+    8-bit pixels)."""
+    large = np.zeros((400, 500, 3), np.uint8)
+    large[50:290, 80:380] = image
+    # The box of the whole small photo, seen from the large one; sanitizing takes one pixel of width off again.
+    moved = predictor(large, box_xywh=(80, 50, 300, 240))
+    alone = predictor(image)
+    np.testing.assert_allclose(moved.boxes_image - alone.boxes_image, [[80, 50, 80, 50]] * 2, atol=0.2)
+    np.testing.assert_allclose(moved.right.joints_image - alone.right.joints_image, [[80, 50]] * 21, atol=0.2)
+    np.testing.assert_allclose(
+        project(moved.left.vertices_cam, moved.left.camera) - project(alone.left.vertices_cam, alone.left.camera),
+        [[80, 50]] * 778,
+        atol=0.2,
+    )
+
+
+def test_real_intrinsics_place_the_hands(predictor, image):
+    """The overlay stays near the virtual one; size is the hand's own, depth follows the focal length."""
+    virtual = predictor(image, hand="right").right
+    depths = []
+    for focal in (300.0, 600.0):
+        camera = Camera(np.array([focal, focal]), np.array([149.5, 119.5]), orthographic=False)
+        placed = predictor(image, intrinsics=camera, hand="right")
+        assert placed.metric and placed.right.camera is camera
+        overlay = project(placed.right.joints_cam, camera)
+        extent = np.ptp(project(virtual.joints_cam, virtual.camera), axis=0).max()
+        assert np.abs(overlay - project(virtual.joints_cam, virtual.camera)).max() < 0.25 * extent
+        bones = [np.linalg.norm(hand.joints_cam[1] - hand.joints_cam[0]) for hand in (placed.right, virtual)]
+        assert bones[0] == pytest.approx(bones[1], rel=1e-4)
+        depths.append(placed.right.joints_cam[0, 2])
+    assert depths[1] / depths[0] == pytest.approx(2, rel=0.1)
+
+
+def test_a_pair_stays_a_pair_before_a_real_camera(predictor, image):
+    camera = Camera(np.array([400.0, 400.0]), np.array([149.5, 119.5]), orthographic=False)
+    photo = predictor(image, intrinsics=camera)
+    assert photo.pair and photo.metric
+    wrists = photo.left.joints_cam[0] - photo.right.joints_cam[0]
+    np.testing.assert_allclose(wrists, photo.rel_transl, atol=1e-5)
+
+
+def test_which_hands_are_left_out(predictor, image, photo):
+    limit = float(photo.confidences.mean())
+    surer = "right" if photo.confidences[0] > photo.confidences[1] else "left"
+    kept = predictor(image, min_confidence=limit)
+    assert [hand.side for hand in kept.hands] == [surer] and "is below" in next(iter(kept.dropped.values()))
+    assert predictor(image, min_confidence=1.0).hands == []
+    with pytest.raises(ValueError, match="must be one of"):
+        predictor(image, hand="third")
+
+
+def test_auto_drops_one_of_two_boxes_on_one_hand(predictor, image):
+    """And only then: with distinct boxes both stay."""
+    state = {key: value.clone() for key, value in predictor.model.state_dict().items()}
+    try:
+        with torch.no_grad():
+            center = predictor.model.body_box_net.bbox_center[0]
+            center.weight[1], center.bias[1] = center.weight[0], center.bias[0]
+            predictor.model.body_box_net.lhand_size.load_state_dict(
+                predictor.model.body_box_net.rhand_size.state_dict()
+            )
+        same = predictor(image, hand="auto")
+        assert same.box_iou > 0.99 and len(same.hands) == 1 and "one hand" in next(iter(same.dropped.values()))
+        assert len(predictor(image, hand="both").hands) == 2
+    finally:
+        predictor.model.load_state_dict(state)
+    assert predictor(image).box_iou < 0.8 and len(predictor(image, hand="auto").hands) == 2
+
+
+def test_batched_equals_single(predictor, image, photo):
+    other = smooth_image_uint8(9, 333, 222)
+    results = predictor.predict([predictor.prepare(other), predictor.prepare(image)])
+    np.testing.assert_allclose(results[1].right.vertices_cam, photo.right.vertices_cam, atol=1e-4)
+    np.testing.assert_allclose(results[1].boxes_image, photo.boxes_image, atol=1e-2)
+    assert results[0].image_size == (333, 222)
+
+
+def test_paths_arrays_and_wrong_arrays(predictor, image, tmp_path):
+    import cv2
+
+    path = tmp_path / "photo.png"
+    cv2.imwrite(str(path), image[..., ::-1])
+    np.testing.assert_array_equal(load_image(path), image)
+    np.testing.assert_array_equal(predictor(path).boxes_image, predictor(image).boxes_image)
+    for wrong in (image[..., 0], image.astype(np.float32), np.zeros((10, 10, 4), np.uint8)):
+        with pytest.raises(UserError, match=r"must be \(H, W, 3\) uint8 RGB"):
+            predictor(wrong)
+    with pytest.raises(UserError, match="holds nothing"):
+        predictor(image, box_xywh=(400, 0, 50, 50))
+    with pytest.raises(UserError, match="holds nothing"):
+        predictor(np.zeros((1, 1, 3), np.uint8))
+
+
+def test_result_as_data(photo, predictor):
+    """Plain JSON, with frames and units named, which gives the overlay by its own formula."""
+    content = json.loads(json.dumps(photo_to_dict("x", photo, "a hand"), allow_nan=False))
+    hand = content["hands"]["left"]
+    joints, camera = np.array(hand["joints_cam"]), hand["camera"]
+    assert camera["projection"].startswith("x = focal_x * X + princpt_x") and camera["virtual"]
+    np.testing.assert_allclose(
+        joints[:, :2] * camera["focal"] + camera["princpt"],
+        project(photo.left.joints_cam, photo.left.camera),
+        rtol=1e-5,
+    )
+    assert content["hand_model"] == "a hand" and "metres" in content["units"]["cam"]
+    pinhole = camera_to_dict(Camera(np.array([500.0, 500.0]), np.array([1.0, 2.0]), orthographic=False))
+    assert pinhole["type"] == "pinhole" and not pinhole["virtual"]
+
+
+def test_what_is_not_finite_is_refused(predictor, image):
+    state = {key: value.clone() for key, value in predictor.model.state_dict().items()}
+    try:
+        with torch.no_grad():
+            predictor.model.hand_rotation_net.shape_out[0].bias.fill_(float("nan"))
+        with pytest.raises(UserError, match="not finite"):
+            photo_to_dict("x", predictor(image), "a hand")
+    finally:
+        predictor.model.load_state_dict(state)
+
+
+def test_a_published_file_needs_no_config(golden_snapshot, mano_folder, image):
+    """Files of the published system say nothing of their network: it is the default one."""
+    photo = HandPredictor.load(golden_snapshot, mano_folder, ["cpu"])(image)
+    assert len(photo.hands) == 2
+
+
+def test_a_config_of_another_version(small_snapshot, mano_folder, tmp_path):
+    content = torch.load(small_snapshot, weights_only=True)
+    for config in (
+        {"body_backbone": "resnet18"},
+        {**content["config"], "surprise": 1},
+        {**content["config"], "body_backbone": "x"},
+    ):
+        path = tmp_path / "snapshot_6.pth"
+        torch.save({**content, "config": config}, path)
+        with pytest.raises(UserError, match="its config"):
+            HandPredictor.load(path, mano_folder, ["cpu"])

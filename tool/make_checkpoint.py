@@ -1,0 +1,91 @@
+"""Write a checkpoint of an untrained network, in the published layout: to try the demo without a trained one.
+
+    python tool/make_checkpoint.py --init random
+    python tool/make_checkpoint.py --init imagenet --out start.pth
+
+What it predicts means nothing: two hands somewhere near the middle. That it runs shows that the installation is whole.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from common.errors import UserError, run_main  # noqa: E402
+
+if TYPE_CHECKING:
+    from main.model import InterWild
+
+
+def main() -> None:
+    args = parse_args()
+    if args.out.exists() and not args.overwrite:
+        raise UserError(f"{args.out} exists; name another file with --out, or replace it with --overwrite")
+
+    import torch
+
+    from common.checkpoint import save_checkpoint
+    from main.config import Config, config_to_dict
+    from main.model import build_model, init_trunks
+
+    torch.manual_seed(args.seed)
+    model = build_model(Config(), mano=None)
+    init_trunks(model, args.init)
+    show_something(model)
+    save_checkpoint(args.out, model, epoch=0, config=config_to_dict(Config()))
+    print(f"wrote {args.out}: an untrained network ({args.init} trunks, random heads)")
+
+
+def show_something(model: "InterWild") -> None:
+    """Change an untrained network in place so that its hands can be seen.
+
+    As initialised for training, its heads answer nearly 0 to everything: boxes without size, all joints in one point.
+    Here their answers vary, around boxes of a quarter of the crop and hands at rest.
+    """
+    import torch
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
+    boxes, positions, rotations = model.body_box_net, model.hand_position_net, model.hand_rotation_net
+    # How far the answers spread, found by trying: peaked heat-maps, moderate turns, hands about 10 cm apart.
+    spread = {
+        boxes.deconv: 1,
+        boxes.bbox_center: 2000,
+        positions: 60,
+        rotations.root_pose_out: 2,
+        rotations.pose_out: 0.5,
+        model.hand_trans_net.fc: 0.15,
+    }
+    with torch.no_grad():
+        for block in model.modules():
+            # Without statistics of their own, batch norms let the residuals add up from block to block.
+            if isinstance(block, Bottleneck | BasicBlock):
+                (block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight.fill_(0.2)
+        for head, factor in spread.items():
+            for layer in head.modules():
+                if hasattr(layer, "weight") and layer.weight.ndim > 1:
+                    layer.weight.normal_(std=factor * layer.weight[0].numel() ** -0.5)
+        for size in (boxes.rhand_size, boxes.lhand_size):
+            size[2].bias.fill_(14)
+        for out in (rotations.root_pose_out[0], rotations.pose_out[0]):
+            out.bias.copy_(torch.tensor([1.0, 0, 0, 0, 1, 0]).repeat(len(out.bias) // 6))
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--init", choices=("imagenet", "random"), default="imagenet", help="trunks (default: imagenet)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "demo" / "snapshot_6.pth",
+        help="file to write (default: demo/snapshot_6.pth)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_main(main)
