@@ -213,6 +213,32 @@ def test_shading_follows_the_formula():
     assert render.AMBIENT + render.DIFFUSE + render.TINT == pytest.approx(1)
 
 
+@pytest.mark.parametrize("orthographic", [True, False])
+def test_normals_are_interpolated_on_the_surface(orthographic):
+    """Not over the picture: close to a pinhole the two differ. Worked out in 3D, where a pixel's ray meets its face."""
+    camera = Camera(np.array([60.0, 75.0]), np.array([50.0, 45.0]), orthographic)
+    camera = Camera(camera.focal * 12, camera.princpt, True) if orthographic else camera
+    mesh = trimesh.creation.icosphere(subdivisions=1, radius=0.05)
+    vertices, faces = np.asarray(mesh.vertices) + [0.002, -0.003, 0.075], np.asarray(mesh.faces)
+    hand = HandMesh(vertices, faces, LEFT, camera)
+    normals = render.vertex_normals(vertices, faces)
+    picture = render_hands(np.zeros((90, 100, 3), np.uint8), [hand], antialias=False)
+    raster = rasterize([hand], 90, 100)
+    rows, columns = np.nonzero(raster.hand == 0)
+    for row, column in list(zip(rows, columns, strict=True))[::37]:
+        face = faces[raster.face[row, column]]
+        x, y = (np.array([column, row]) - camera.princpt) / camera.focal
+        origin, ray = ([x, y, 0], [0, 0, 1]) if orthographic else ([0, 0, 0], [x, y, 1])
+        a, b, c = vertices[face]
+        # a + u (b - a) + v (c - a) = origin + z ray
+        u, v, z = np.linalg.solve(np.stack([b - a, c - a, -np.array(ray, float)], 1), np.array(origin, float) - a)
+        assert z == pytest.approx(raster.depth[row, column], rel=1e-6)
+        normal = np.array([1 - u - v, u, v]) @ normals[face]
+        facing = max(0, normal @ render.TO_LAMP_CAM / np.linalg.norm(normal))
+        colour = render.AMBIENT + render.DIFFUSE * facing + render.TINT * np.array(render.HAND_RGB[LEFT])
+        assert np.abs(picture[row, column] - 255 * colour).max() <= 0.5001
+
+
 def changed_pixels(hands: list[HandMesh], size: tuple[int, int] = (48, 64)) -> int:
     """Draw, with every floating-point warning an error; how many pixels changed."""
     with np.errstate(all="raise", under="ignore"):
