@@ -5,9 +5,14 @@ A coordinate's frame is the end of its name; the frames are listed in `common/ut
 Everything is in metres and radians, axes x right, y down, z away from the camera.
 """
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
+
+from common.utils.camera import CaptureCamera
 
 RIGHT, LEFT = 0, 1
 SIDES = ("right", "left")
@@ -38,3 +43,130 @@ class Prediction(NamedTuple):
     joints_proj_hand_hm: Tensor  # (N, 2, J, 2) MANO joints seen by the virtual camera
     root_transl: Tensor  # (N, 2, 3) m, wrist in the hand's own virtual camera
     rel_transl: Tensor  # (N, 3) m, left wrist - right wrist
+
+
+# ---- What a data set knows, and what training and evaluation compare with ----
+
+HAND_TYPES = ("right", "left", "interacting")
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What a data set knows of one picture, in numpy, before any augmentation. Hands: right 0, left 1.
+
+    Parts that a data set does not have are None; of a hand that is not there the numbers mean nothing and the
+    `*_valid` flag is False.
+    """
+
+    id: int | tuple  # as the data set counts: an annotation id, or (capture, camera, frame)
+    image_path: Path
+    image_size: tuple[int, int]  # (h, w)
+    hand_type: str | None = None  # of HAND_TYPES
+    body_box_image: np.ndarray | None = None  # (4,) xywh of the person; None: the whole picture
+
+    boxes_image: np.ndarray | None = None  # (2, 4) xyxy
+    boxes_valid: np.ndarray | None = None  # (2,) bool
+
+    joints_image: np.ndarray | None = None  # (2, J, 2) px
+    joints_cam: np.ndarray | None = None  # (2, J, 3) m; None: the annotation is 2D
+    joints_valid: np.ndarray | None = None  # (2, J) bool, what training uses
+    joints_scored: np.ndarray | None = None  # (2, J) bool, what the evaluation counts
+    rel_transl_valid: bool = False  # of left wrist - right wrist in `joints_cam`
+
+    mano: ManoParams | None = None  # numpy arrays (2, ...), world axes where the cameras have a rotation
+    mano_transl: np.ndarray | None = None  # (2, 3) m
+    mano_valid: np.ndarray | None = None  # (2,) bool
+    cameras: tuple[CaptureCamera, CaptureCamera] | None = None  # that show the right and the left hand's mesh
+
+    vertices_cam: np.ndarray | None = None  # (2, V, 3) m, where the truth is a mesh and not parameters
+    vertices_valid: np.ndarray | None = None  # (2,) bool
+
+
+class HandCameras(NamedTuple):
+    """The cameras of MANO annotations as tensors. `...` is any batch shape."""
+
+    rotation: Tensor  # (..., 3, 3) world -> cam; unit where there is none
+    transl: Tensor  # (..., 3) m, X_cam = R X_world + t
+    has_extrinsics: Tensor  # (...) bool; False: the annotation is in `cam` already
+    focal: Tensor  # (..., 2, 2) px of `image`, per hand
+    princpt: Tensor  # (..., 2, 2) px of `image`, per hand
+    distortion: Tensor  # (..., 4) fisheye coefficients
+    has_distortion: Tensor  # (...) bool
+
+
+class Sample(NamedTuple):
+    """What a loader worker makes of one annotation and one augmentation: all but what needs the MANO model.
+
+    `image` here means the mirrored picture where `flip` is set. `common.utils.targets` goes on from here, for a whole
+    batch on any device.
+    """
+
+    crop: Tensor  # (..., h, w, 3) uint8 RGB, before the colour factors
+    color: Tensor  # (..., 3) colour factors
+    id: str | list[str]  # "MSCOCO 4000", for messages
+    replaced: Tensor  # (...) int64: how many unusable annotations this one stands in for
+    flip: Tensor  # (...) bool
+    rot: Tensor  # (...) radians
+    image_width: Tensor  # (...) px
+    image_to_crop: Tensor  # (..., 2, 3)
+    crop_to_image: Tensor  # (..., 2, 3) its inverse
+
+    # Finished targets, as in `Targets`.
+    boxes_crop: Tensor
+    boxes_valid: Tensor
+    joints_crop: Tensor
+    joints_inside: Tensor
+    joints_rel: Tensor
+    joints_valid: Tensor
+    rel_transl: Tensor
+    rel_transl_valid: Tensor
+    has_depth: Tensor
+
+    # As annotated, before flip and rotation.
+    mano: ManoParams
+    mano_transl: Tensor  # (..., 2, 3) m
+    mano_valid: Tensor  # (..., 2) bool
+    cameras: HandCameras
+
+
+class Targets(NamedTuple):
+    """What the criterion compares a prediction with. All flags are float32, 1 or 0.
+
+    A 2.5D joint is x, y in pixels of `crop` and the depth relative to the own wrist in m.
+    """
+
+    boxes_crop: Tensor  # (N, 2, 4) xyxy; where missing the first cell of `body_hm`
+    boxes_valid: Tensor  # (N, 2)
+    joints_crop: Tensor  # (N, 2, J, 3) 2.5D joints
+    joints_inside: Tensor  # (N, 2, J) annotated, and inside the crop and the depth range
+    joints_rel: Tensor  # (N, 2, J, 3) m
+    joints_valid: Tensor  # (N, 2, J)
+    mano: ManoParams  # (N, 2, ...), camera axes
+    mano_valid: Tensor  # (N, 2)
+    mano_joints_crop: Tensor  # (N, 2, J, 3) 2.5D joints of the MANO fit
+    mano_joints_inside: Tensor  # (N, 2, J)
+    vertices_rel: Tensor  # (N, 2, V, 3) m
+    rel_transl: Tensor  # (N, 3) m, left wrist - right wrist
+    rel_transl_valid: Tensor  # (N,)
+    has_depth: Tensor  # (N,) the annotation is 3D
+
+
+class GroundTruth(NamedTuple):
+    """The truth of a test: nothing here is cropped, mirrored or turned. Flags are float32, 1 or 0."""
+
+    boxes_image: Tensor  # (N, 2, 4) xyxy
+    boxes_valid: Tensor  # (N, 2)
+    joints_cam: Tensor  # (N, 2, J, 3) m
+    joints_scored: Tensor  # (N, 2, J) the evaluation counts this joint
+    vertices_cam: Tensor  # (N, 2, V, 3) m; zeros where there is no mesh
+    vertices_valid: Tensor  # (N, 2)
+    rel_transl: Tensor  # (N, 3) m, left wrist - right wrist
+    rel_transl_valid: Tensor  # (N,)
+    hand_type: Tensor  # (N,) int64, index into HAND_TYPES
+
+
+class EvalSample(NamedTuple):
+    """One item of a test set. `truth.vertices_cam` is complete after `common.utils.targets.complete_truth`."""
+
+    sample: Sample
+    truth: GroundTruth

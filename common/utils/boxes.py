@@ -19,13 +19,26 @@ def sanitize_xywh(box_xywh: np.ndarray, image_size: tuple[int, int]) -> np.ndarr
     Returns:
         (4,) float64 xywh, or None where nothing usable is left.
     """
-    height, width = image_size
-    x, y, w, h = np.asarray(box_xywh, np.float64)
-    x1, y1 = max(0.0, x), max(0.0, y)
-    x2, y2 = min(width - 1.0, x1 + max(0.0, w - 1)), min(height - 1.0, y1 + max(0.0, h - 1))
-    if not (w * h > 0 and x2 > x1 and y2 > y1):
-        return None
-    return np.array([x1, y1, x2 - x1, y2 - y1])
+    boxes, usable = sanitize_boxes_xywh(np.asarray(box_xywh)[None], np.array([image_size]))
+    return boxes[0] if usable[0] else None
+
+
+def sanitize_boxes_xywh(boxes_xywh: np.ndarray, image_sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`sanitize_xywh` of many boxes at once.
+
+    Args:
+        boxes_xywh: (..., 4) pixels.
+        image_sizes: (..., 2) h, w.
+
+    Returns:
+        (..., 4) float64 xywh, and (...) bool: whether anything usable is left (if not, the numbers mean nothing).
+    """
+    boxes_xywh = np.asarray(boxes_xywh, np.float64)
+    size = boxes_xywh[..., 2:]
+    low = np.maximum(0.0, boxes_xywh[..., :2])
+    high = np.minimum(image_sizes[..., ::-1] - 1.0, low + np.maximum(0.0, size - 1))
+    usable = (size.prod(-1) > 0) & (high > low).all(-1)
+    return np.concatenate((low, high - low), -1), usable
 
 
 def expand_xywh(box_xywh: np.ndarray, aspect: float, extension: float) -> np.ndarray:
@@ -81,3 +94,28 @@ def iou(box_a: Tensor | np.ndarray, box_b: Tensor | np.ndarray) -> Tensor:
     inter = (high - low).clamp(min=0).prod(-1)
     area_a, area_b = (box_a[..., 2:] - box_a[..., :2]).prod(-1), (box_b[..., 2:] - box_b[..., :2]).prod(-1)
     return inter / (area_a + area_b - inter + 1e-5)
+
+
+def xywh_to_xyxy(box_xywh: np.ndarray) -> np.ndarray:
+    """(..., 4) corner and size -> (..., 4) corner and opposite corner."""
+    return np.concatenate((box_xywh[..., :2], box_xywh[..., :2] + box_xywh[..., 2:]), -1)
+
+
+def box_around(points: np.ndarray, counts: np.ndarray, extension: float) -> tuple[np.ndarray, np.ndarray]:
+    """The tight box of points, enlarged about its centre.
+
+    Args:
+        points: (..., P, 2).
+        counts: (..., P) bool, the points that count.
+        extension: factor on width and height.
+
+    Returns:
+        (..., 4) float64 xywh, and (...) bool: whether any point counted (if not, the numbers mean nothing).
+    """
+    points, mask = np.asarray(points, np.float64), counts[..., None]
+    low = np.where(mask, points, np.inf).min(-2)
+    high = np.where(mask, points, -np.inf).max(-2)
+    found = counts.any(-1)
+    low, high = np.where(found[..., None], low, 0), np.where(found[..., None], high, 0)
+    size = (high - low) * extension
+    return np.concatenate(((low + high) / 2 - size / 2, size), -1), found

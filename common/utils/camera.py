@@ -7,6 +7,7 @@ from the camera) and their camera give the pixels of the overlay. Pixel centres 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -64,3 +65,50 @@ def place_before_camera(
         return None
     transl, _, rank, _ = np.linalg.lstsq(matrix.reshape(-1, 3), target.reshape(-1), rcond=None)
     return transl if rank == 3 and (points_rel[:, 2] + transl[2]).min() > 0 else None
+
+
+@dataclass(frozen=True)
+class CaptureCamera:
+    """The camera of an annotated picture: metres to pixels of `image`.
+
+    Attributes:
+        focal, princpt: (2,) px.
+        rotation, transl: X_cam = R X_world + t, (3, 3) and (3,) m; None where the annotation is in `cam` already.
+        distortion: (4,) fisheye coefficients, see `distort_fisheye`; None for a pinhole.
+    """
+
+    focal: np.ndarray
+    princpt: np.ndarray
+    rotation: np.ndarray | None = None
+    transl: np.ndarray | None = None
+    distortion: np.ndarray | None = None
+
+
+def world_to_cam(points_world: np.ndarray, rotation: np.ndarray, transl: np.ndarray) -> np.ndarray:
+    """(..., 3) m -> (..., 3) m, R X + t."""
+    return points_world @ np.swapaxes(rotation, -1, -2) + transl
+
+
+def distort_fisheye(xy: Tensor, distortion: Tensor) -> Tensor:
+    """Where a fisheye lens moves the point x / z, y / z of its pinhole twin.
+
+    theta = atan(r) becomes theta (1 + D0 theta^2 + D1 theta^4 + D2 theta^6 + D3 theta^8), OpenCV's fisheye model.
+
+    Args:
+        xy: (..., 2) at depth 1. On the axis the point stays, where the published formula divides 0 by 0.
+        distortion: (..., 4).
+    """
+    radius = torch.linalg.vector_norm(xy, dim=-1, keepdim=True)
+    theta = torch.atan(radius)
+    square = theta * theta
+    d0, d1, d2, d3 = distortion.split(1, -1)
+    bent = theta * (1 + square * (d0 + square * (d1 + square * (d2 + square * d3))))
+    return xy * torch.where(radius > 0, bent / radius, torch.ones_like(radius))
+
+
+def project_capture(points_cam: np.ndarray, camera: CaptureCamera) -> np.ndarray:
+    """(..., 3) m in `cam` -> (..., 2) px, through the lens the camera has."""
+    if camera.distortion is None:
+        return project_pinhole(points_cam, camera.focal, camera.princpt)
+    xy = torch.from_numpy(np.asarray(points_cam[..., :2] / points_cam[..., 2:], np.float64))
+    return distort_fisheye(xy, torch.from_numpy(camera.distortion)).numpy() * camera.focal + camera.princpt

@@ -98,9 +98,9 @@ def write_image(path: str | os.PathLike, image_rgb: np.ndarray, quality: int = 9
         UserError: OpenCV has no such format or cannot store so large an image in it; see also `atomic_write`.
     """
     path = Path(path)
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_WEBP_QUALITY, quality]
-    if path.suffix.lower() not in (".jpg", ".jpeg", ".webp"):
-        options = []
+    option = {".jpg": cv2.IMWRITE_JPEG_QUALITY, ".jpeg": cv2.IMWRITE_JPEG_QUALITY, ".webp": cv2.IMWRITE_WEBP_QUALITY}
+    suffix = path.suffix.lower()
+    options = [option[suffix], quality] if suffix in option else []
     try:
         done, data = cv2.imencode(path.suffix, cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR), options)
     except cv2.error as error:

@@ -3,6 +3,10 @@
 A hand has 21 joints, wrist first, then thumb to pinky, base to tip; both hands are right then left (42).
 """
 
+from collections.abc import Sequence
+
+import numpy as np
+
 FINGERS = ("Thumb", "Index", "Middle", "Ring", "Pinky")
 JOINTS = ("Wrist", *(f"{finger}_{k}" for finger in FINGERS for k in (1, 2, 3, 4)))
 WRIST = 0
@@ -17,3 +21,21 @@ FINGERTIP_VERTICES = {"Thumb_4": 745, "Index_4": 317, "Middle_4": 445, "Ring_4":
 
 # (parent, child) indices into JOINTS, finger by finger: 4 bones a finger.
 BONES = tuple((0 if k == 0 else 4 * f + k, 4 * f + k + 1) for f in range(len(FINGERS)) for k in range(4))
+
+# The joints of one hand in the order of each data set's files.
+INTERHAND_JOINTS = (*(f"{finger}_{k}" for finger in FINGERS for k in (4, 3, 2, 1)), "Wrist")
+COCO_JOINTS = JOINTS
+REINTERHAND_JOINTS = (
+    *("Wrist", "Thumb_0", "Thumb_1", "Thumb_2", "Thumb_3", "Thumb_4"),
+    *(f"{finger}_{k}" for finger in ("Index", "Middle", "Ring") for k in (1, 2, 3, 4)),
+    *("Pinky_0", "Pinky_1", "Pinky_2", "Pinky_3", "Pinky_4", "Forearm_Stub"),
+)
+
+
+def reorder_index(names: Sequence[str]) -> np.ndarray:
+    """(21,) indices that bring one hand's joints from the order of `names` to that of JOINTS: `joints[..., index, :]`.
+
+    Raises:
+        ValueError: a joint of ours is not among `names`.
+    """
+    return np.array([names.index(name) for name in JOINTS])

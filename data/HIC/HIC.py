@@ -1,0 +1,140 @@
+"""HIC, Hands in Action: data/HIC.json, images and meshes below data/. Test only; the truth is a mesh of each hand."""
+
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from common.errors import UserError
+from common.types import HAND_TYPES, SIDES, Annotation
+from common.utils.boxes import box_around, xywh_to_xyxy
+from common.utils.camera import CaptureCamera, project_capture
+from data.layouts import HIC_JSON
+from data.reading import Problems, explain, raise_problem, read_json, read_mesh, require
+from data.store import Columns, StringColumn, open_store
+
+VERSION = 1  # of the columns
+HAND_BOX_EXTENSION = 1.2
+VERTEX_COUNT = 778
+CAMERA = CaptureCamera(np.array([525.0, 525.0]), np.array([319.5, 239.5]))  # of all sequences
+
+
+class Image(msgspec.Struct, gc=False):
+    id: int
+    file_name: str
+    width: int
+    height: int
+
+
+class Label(msgspec.Struct, gc=False):
+    id: int
+    image_id: int
+    hand_type: Literal["right", "left", "interacting"]
+    right_mano_path: str | None
+    left_mano_path: str | None
+
+
+class Id(msgspec.Struct, gc=False):
+    id: int = -1
+
+
+class DataFile(msgspec.Struct):
+    images: list[Image]
+    annotations: list[msgspec.Raw]
+
+
+class HIC:
+    """The annotations.
+
+    Args:
+        root: the dataset's folder.
+        split: test; there is no other.
+        cache: folder of the annotation cache; default: `cache` in `root`.
+        rebuild: make the cache anew.
+
+    Raises:
+        UserError: another split, or a file is missing or is not what it should be.
+    """
+
+    name = "HIC"
+    in_the_wild = False
+
+    def __init__(self, root: Path, split: str, cache: Path | None = None, rebuild: bool = False) -> None:
+        if split != "test":
+            raise UserError(f"HIC has no {split} split; it can only be the test set")
+        self.split = split
+        file = root / HIC_JSON
+        self.folder = file.parent  # paths in the file are relative to it
+        require(self.name, [file])
+        build = partial(build_columns, file)
+        self._columns = open_store(cache or root / "cache", f"{self.name}_{split}", [file], VERSION, build, rebuild)
+
+    def __len__(self) -> int:
+        return len(self._columns["id"])
+
+    def id(self, index: int) -> int:
+        return int(self._columns["id"][index])
+
+    def annotation(self, index: int) -> Annotation:
+        """Raises UserError if the annotation was found broken, or a mesh cannot be read."""
+        columns = self._columns
+        raise_problem(columns, index)
+        vertices_cam, valid = np.zeros((2, VERTEX_COUNT, 3)), np.zeros(2, bool)
+        for hand, side in enumerate(SIDES):
+            path = columns[f"{side}_mesh"][index]
+            if path:
+                vertices_cam[hand], valid[hand] = read_mesh(self.folder / path, VERTEX_COUNT), True
+        # A missing hand has no depth to divide by.
+        points = np.where(valid[:, None, None], vertices_cam, 1.0)
+        boxes, _ = box_around(project_capture(points, CAMERA), np.ones((2, VERTEX_COUNT), bool), HAND_BOX_EXTENSION)
+        height, width = columns["image_size"][index].tolist()
+        return Annotation(
+            id=int(columns["id"][index]),
+            image_path=self.folder / columns["file_name"][index],
+            image_size=(height, width),
+            hand_type=HAND_TYPES[columns["hand_type"][index]],
+            boxes_image=xywh_to_xyxy(boxes),
+            boxes_valid=valid,
+            vertices_cam=vertices_cam,
+            vertices_valid=valid,
+            cameras=(CAMERA, CAMERA),
+        )
+
+
+def build_columns(file: Path) -> Columns:
+    """Read the file."""
+    content = read_json(file, DataFile)
+    images = {image.id: image for image in content.images}
+    problems, labels, found = Problems(), [], []
+    for row, raw in enumerate(content.annotations):
+        try:
+            label = msgspec.json.decode(raw, type=Label)
+            found.append(images[label.image_id])
+            labels.append(label)
+        except (msgspec.DecodeError, KeyError) as error:
+            text = explain(error) if isinstance(error, msgspec.DecodeError) else f"there is no image {error}"
+            problems.add(row, f"{file}, annotations[{row}]: {text}")
+            labels.append(_broken(raw))
+            found.append(Image(-1, "", 0, 0))
+    return {
+        "id": np.array([label.id for label in labels], np.int64),
+        "hand_type": np.array([HAND_TYPES.index(label.hand_type) for label in labels], np.int8),
+        "file_name": StringColumn.pack(image.file_name for image in found),
+        "image_size": np.array([(image.height, image.width) for image in found], np.int32).reshape(-1, 2),
+        **{
+            f"{side}_mesh": StringColumn.pack(getattr(label, f"{side}_mano_path") or "" for label in labels)
+            for side in SIDES
+        },
+        **problems.columns(np.arange(len(labels))),
+    }
+
+
+def _broken(raw: msgspec.Raw) -> Label:
+    """Stands in for an annotation that cannot be read."""
+    try:
+        id = msgspec.json.decode(raw, type=Id).id
+    except msgspec.DecodeError:
+        id = -1
+    return Label(id, -1, "right", None, None)

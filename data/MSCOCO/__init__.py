@@ -1,0 +1,1 @@
+"""COCO-WholeBody with MANO fits."""

@@ -1,0 +1,1 @@
+"""The data side: datasets, the annotation cache, loading and mixing."""

@@ -1,0 +1,308 @@
+"""From a data set's annotations to batches: samples, the mixing of data sets, their order.
+
+A sample is a pure function of its annotation and an augmentation; which annotation and which augmentation stand at
+which place of an epoch is a pure function of (seed, epoch, place). So the order is the same for any number of
+processes and loader workers, and training can go on from any step.
+"""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from common.errors import UserError
+from common.types import Annotation, EvalSample, Sample
+from common.utils.augment import Augmentation, AugmentationRange, draw_augmentation
+from common.utils.frames import Frames
+from common.utils.images import load_image, quiet_opencv
+from common.utils.targets import make_eval_sample, make_sample
+from data.HIC.HIC import HIC
+from data.InterHand26M.InterHand26M import InterHand26M
+from data.layouts import DATASETS
+from data.MSCOCO.MSCOCO import MSCOCO
+from data.ReInterHand.ReInterHand import ReInterHand
+from main.config import Config
+
+T = TypeVar("T")
+
+# A broken sample is replaced at most this often in a row: more is no accident.
+MAX_REPLACED = 100
+
+
+class Source(Protocol):
+    """What a data set knows; one class for each under data/."""
+
+    name: str
+    split: str
+    in_the_wild: bool  # photos, whose body box is enlarged more
+
+    def __len__(self) -> int: ...
+
+    def id(self, index: int) -> int | tuple: ...
+
+    def annotation(self, index: int) -> Annotation: ...
+
+
+class HandDataset(Dataset):
+    """The pictures of one source as samples.
+
+    Args:
+        source: where annotations come from.
+        frames: sizes of the frames.
+        box_extension: the body box is enlarged by this.
+    """
+
+    def __init__(self, source: Source, frames: Frames, box_extension: float) -> None:
+        self.source, self.frames, self.box_extension = source, frames, box_extension
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def id(self, index: int) -> str:
+        """How messages call a sample."""
+        id = self.source.id(index)
+        return f"{self.source.name} {'/'.join(map(str, id)) if isinstance(id, tuple) else id}"
+
+    def sample(self, index: int, augmentation: Augmentation, replaced: int = 0) -> Sample:
+        """The sample of one annotation under one augmentation.
+
+        Raises:
+            UserError: names the annotation and what is wrong with it or its files.
+        """
+        with self._named(index):
+            annotation = self.source.annotation(index)
+            image = load_image(annotation.image_path)
+            return make_sample(
+                annotation, image, augmentation, self.frames, self.box_extension, self.id(index), replaced
+            )
+
+    def __getitem__(self, index: int) -> EvalSample:
+        """The test item of one annotation. Raises UserError like `sample`."""
+        with self._named(index):
+            annotation = self.source.annotation(index)
+            image = load_image(annotation.image_path)
+            return make_eval_sample(annotation, image, self.frames, self.box_extension, self.id(index))
+
+    @contextmanager
+    def _named(self, index: int) -> Iterator[None]:
+        """Says which annotation an error is about."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{self.id(index)}: {error}") from None
+
+
+class SampleKey(NamedTuple):
+    """A place in the order of training, which says all that a sample depends on."""
+
+    part: int  # which data set
+    index: int  # which of its annotations
+    epoch: int
+    position: int  # in the epoch's order
+
+
+class MixedDataset(Dataset):
+    """The data sets of a training as one; its keys come from a `MixedSampler`.
+
+    Args:
+        parts_3d, parts_2d: data sets with and without depth.
+        seed: of all draws.
+        limits: what augmentations are drawn from.
+        skip_bad: a broken sample is replaced by another of its data set and counted (`Sample.replaced`), instead of
+            an error.
+    """
+
+    def __init__(
+        self,
+        parts_3d: Sequence[HandDataset],
+        parts_2d: Sequence[HandDataset],
+        seed: int,
+        limits: AugmentationRange | None = None,
+        skip_bad: bool = False,
+    ) -> None:
+        self.parts = [*parts_3d, *parts_2d]
+        self.group_sizes = [[len(part) for part in group] for group in (parts_3d, parts_2d)]
+        self.seed, self.limits, self.skip_bad = seed, limits or AugmentationRange(), skip_bad
+        self._told: set[tuple[int, int]] = set()
+
+    def augmentation(self, key: SampleKey) -> Augmentation:
+        """The augmentation at a place."""
+        return draw_augmentation(np.random.default_rng((self.seed, key.epoch, key.position)), self.limits)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """Raises UserError, which names the annotation, if it is broken and not to be skipped."""
+        part, index, augmentation = self.parts[key.part], key.index, self.augmentation(key)
+        for replaced in range(MAX_REPLACED):
+            try:
+                return part.sample(index, augmentation, replaced)
+            except UserError as error:
+                if not self.skip_bad:
+                    raise
+                problem = error
+            if (key.part, index) not in self._told:
+                self._told.add((key.part, index))
+                print(f"skipped {problem}", file=sys.stderr, flush=True)
+            rng = np.random.default_rng((self.seed, key.epoch, key.position, replaced + 1))
+            index = int(rng.integers(len(part)))
+        raise UserError(f"{MAX_REPLACED} samples in a row cannot be used, the last is {problem}")
+
+
+def mix_groups(counts: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """An epoch's annotations before shuffling: every group as long as the longest.
+
+    A shorter group is repeated whole as often as it fits, the rest is drawn at random. Empty groups are left out.
+
+    Args:
+        counts: annotations of each group.
+
+    Returns:
+        Indices into the concatenation of all groups, (present groups x longest,) int64.
+    """
+    longest, start, order = max(counts), 0, []
+    for count in counts:
+        if count:
+            whole = np.tile(np.arange(count), longest // count)
+            rest = rng.integers(0, count, longest - len(whole))
+            order += [start + whole, start + rest]
+        start += count
+    return np.concatenate(order)
+
+
+class MixedSampler(Sampler[list[SampleKey]]):
+    """The batches of one process, as keys of a `MixedDataset`; for `DataLoader(batch_sampler=...)`.
+
+    A global batch is a run of the shuffled epoch; process `rank` takes every `world`-th sample of it, from its own on.
+    The last, partial batch is dropped.
+
+    Args:
+        group_sizes: annotations of each data set, by group, see `MixedDataset.group_sizes`.
+        global_batch: samples of all processes together.
+        seed: of the order.
+        rank, world: this process and how many there are.
+
+    Raises:
+        UserError: there are no samples, or fewer than a batch, or the batch does not divide among the processes.
+    """
+
+    def __init__(
+        self, group_sizes: Sequence[Sequence[int]], global_batch: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        if global_batch % world:
+            raise UserError(f"a global batch of {global_batch} does not divide among {world} processes")
+        self.counts = [sum(group) for group in group_sizes]
+        sizes = [size for group in group_sizes for size in group]
+        self.starts = np.cumsum([0, *sizes[:-1]])
+        self.total = max(self.counts) * sum(count > 0 for count in self.counts)
+        self.steps_per_epoch = self.total // global_batch
+        if not self.steps_per_epoch:
+            raise UserError(f"an epoch has {self.total} samples, fewer than a batch of {global_batch}")
+        self.global_batch, self.seed, self.rank, self.world = global_batch, seed, rank, world
+        self.epoch, self.start_step = 0, 0
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        """What the next iteration gives: this epoch, from this step on."""
+        self.epoch, self.start_step = epoch, start_step
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch - self.start_step
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        epoch, rng = self.epoch, np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(mix_groups(self.counts, rng))
+        for step in range(self.start_step, self.steps_per_epoch):
+            first = step * self.global_batch
+            positions = range(first + self.rank, first + self.global_batch, self.world)
+            yield [self._key(int(order[position]), epoch, position) for position in positions]
+
+    def _key(self, index: int, epoch: int, position: int) -> SampleKey:
+        part = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return SampleKey(part, index - int(self.starts[part]), epoch, position)
+
+
+def init_worker(worker: int) -> None:
+    """For `DataLoader(worker_init_fn=...)`: the workers are the parallelism, OpenCV adds none."""
+    cv2.setNumThreads(0)
+    quiet_opencv()
+
+
+def one_line_errors(batches: Iterable[T]) -> Iterator[T]:
+    """Pass batches on; a worker's `UserError`, which arrives wrapped in its traceback, becomes one line again."""
+    try:
+        yield from batches
+    except UserError as error:
+        raise UserError(str(error).strip().rsplit(f"{UserError.__name__}: ", 1)[-1]) from None
+
+
+def to_device(batch: T, device: torch.device) -> T:
+    """The tensors of a batch, of nested named tuples, to a device; the rest as it is."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(part, device) for part in batch))
+    return batch
+
+
+# ---- From the configuration ----
+
+
+def open_source(
+    name: str, split: str, config: Config, data_folder: Path, cache: Path | None = None, rebuild: bool = False
+) -> Source:
+    """A data set by its official name.
+
+    Args:
+        split: train or test.
+        data_folder: the folder with one folder for each data set.
+        cache: where annotation caches go; default: `cache` in the data set's folder.
+        rebuild: make the cache anew.
+
+    Raises:
+        UserError: there is no such data set or split, or files are missing (what and where to get them).
+    """
+    root = data_folder / name
+    if name == "InterHand26M":
+        subset = {"train": config.interhand_train_subset, "test": config.interhand_test_subset}[split]
+        return InterHand26M(root, split, subset, cache, rebuild)
+    if name == "ReInterHand":
+        return ReInterHand(root, split, config.cam_mode, config.envmap_mode)
+    if name == "MSCOCO":
+        return MSCOCO(root, split, cache, rebuild)
+    if name == "HIC":
+        return HIC(root, split, cache, rebuild)
+    raise UserError(f"there is no data set {name!r}; there are: {', '.join(DATASETS)}")
+
+
+def open_dataset(
+    name: str, split: str, config: Config, data_folder: Path, cache: Path | None = None, rebuild: bool = False
+) -> HandDataset:
+    """`open_source` as a data set of samples. Raises UserError also if it is empty."""
+    source = open_source(name, split, config, data_folder, cache, rebuild)
+    if not len(source):
+        raise UserError(f"{name}: the {split} split in {data_folder / name} holds no annotation that can be used")
+    return HandDataset(
+        source, config.frames, config.wild_box_extension if source.in_the_wild else config.studio_box_extension
+    )
+
+
+def open_training(
+    config: Config,
+    data_folder: Path,
+    seed: int,
+    skip_bad: bool = False,
+    cache: Path | None = None,
+    rebuild: bool = False,
+) -> MixedDataset:
+    """The training sets of a configuration, mixed. Raises UserError like `open_source`, or if none is named."""
+    groups = [
+        [open_dataset(name, "train", config, data_folder, cache, rebuild) for name in names]
+        for names in (config.trainset_3d, config.trainset_2d)
+    ]
+    if not any(groups):
+        raise UserError("no training set is named; set trainset_3d or trainset_2d")
+    return MixedDataset(*groups, seed, config.augmentation, skip_bad)
