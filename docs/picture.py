@@ -1,0 +1,71 @@
+"""Draw the README's picture, docs/hands.jpg, from a toy scene and its truth.
+
+python tool/make_toy_data.py --out DIR --sets HIC --test 40 --seed 4
+python docs/picture.py --data DIR --index 8
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from common.errors import run_main  # noqa: E402
+from common.options import MANO_FOLDER  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the toy data")
+    parser.add_argument("--index", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "hands.jpg")
+    args = parser.parse_args()
+
+    import torch
+
+    from common.nets.mano import TwoHandMano
+    from common.utils.camera import Camera, project_capture
+    from common.utils.files import write_image
+    from common.utils.images import load_image
+    from common.utils.mano_files import read_hand_models
+    from common.utils.render import HandMesh, render_hands
+    from common.utils.visualize import draw_boxes, draw_skeletons
+    from data.HIC.HIC import HIC
+
+    mano = TwoHandMano(*read_hand_models(MANO_FOLDER))
+    annotation = HIC(args.data / "HIC", "test").annotation(args.index)
+    photo, lens = load_image(annotation.image_path), annotation.cameras[0]
+    camera = Camera(lens.focal, lens.princpt, orthographic=False)
+    joints_cam = mano.regress_joints(torch.from_numpy(annotation.vertices_cam).float()).numpy()
+    shown = annotation.vertices_valid
+    vertices = annotation.vertices_cam
+    pictures = [
+        photo,
+        draw_boxes(photo, annotation.boxes_image, np.ones(2), shown),
+        draw_skeletons(photo, project_capture(joints_cam, lens), shown),
+        render_hands(photo, [HandMesh(vertices[h], mano.faces[h].numpy(), h, camera) for h in (0, 1) if shown[h]]),
+    ]
+    # The same hands, turned by 70 degrees about the vertical through their middle.
+    middle, angle = vertices[shown].mean((0, 1)), np.deg2rad(70)
+    turn = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
+    turned = (vertices - middle) @ turn.T + middle
+    backdrop = np.broadcast_to(np.linspace(252, 226, photo.shape[0])[:, None, None], photo.shape).astype(np.uint8)
+    hands = [HandMesh(turned[h], mano.faces[h].numpy(), h, camera) for h in (0, 1) if shown[h]]
+    pictures.append(render_hands(backdrop, hands))
+
+    # All pictures show the same square around the hands.
+    boxes = annotation.boxes_image[shown]
+    low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
+    half = int(min((high - low).max() / 2 + 30, min(photo.shape[:2]) / 2))
+    x, y = ((low + high) / 2).clip(half, np.array(photo.shape[1::-1]) - half).astype(int)
+    gap = np.full((2 * half, 6, 3), 255, np.uint8)
+    parts = [part for picture in pictures for part in (picture[y - half : y + half, x - half : x + half], gap)]
+    write_image(args.out, np.concatenate(parts[:-1], 1), quality=90)
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    run_main(main)
