@@ -2,10 +2,17 @@
 
     python tool/parity.py --golden DIR --mano DIR --snapshot FILE --inputs FILE.npz --out DIR
 
-DIR of --golden holds the recorded figures (forward_test.npz, and forward_mid.npz and tolerance.json if there are any);
-FILE.npz has one array `images` (N, 3, H, W), float32 in [0, 1]; the snapshot is in the published layout. Results are
-written to --out under the recorded files' own names and keys. Prints the worst error of each tensor beside its
-tolerance; exits 1 if one is outside.
+DIR of --golden holds the recorded figures, --what names the parts to compare:
+
+    forward   forward_test.npz, and forward_mid.npz and tolerance.json if there are any. Needs --snapshot, in the
+              published layout, and --inputs, one array `images` (N, 3, H, W), float32 in [0, 1]
+    loss      loss.json and loss_batch.npz, and loss_detail.npz and tolerance.json if there are any. Needs --snapshot
+    datasets  datasets/index.json and datasets/{set}.npz, of the data sets in data/. Needs neither:
+              python tool/parity.py --what datasets --golden DIR --mano DIR --out DIR
+    metrics   datasets/metrics.json of the predictions in datasets/{set}_pred.npz, of the data sets in data/. Likewise
+
+Results are written to --out under the recorded files' own names and keys. Prints the worst error of each tensor beside
+its tolerance; exits 1 if one is outside.
 
 It checks an installation, a device (--gpu), a library version or a refactoring. --amp bf16 shows what mixed precision
 changes.
@@ -19,17 +26,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.errors import UserError, run_main  # noqa: E402
 
-PARTS = ("forward",)
+PARTS = ("forward", "loss", "datasets", "metrics")
+RECORDED = {  # what a folder must hold for a part
+    "forward": ("forward_test.npz",),
+    "loss": ("loss.json", "loss_batch.npz"),
+    "datasets": ("datasets/index.json", "data"),
+    "metrics": ("datasets/metrics.json", "datasets/index.json", "data"),
+}
+NEEDS = {"forward": ("snapshot", "inputs"), "loss": ("snapshot",), "datasets": (), "metrics": ()}
 
 
 def main() -> int:
     args = parse_args()
-    unknown = [part for part in args.what.split(",") if part not in PARTS]
-    if unknown:
-        raise UserError(f"--what {','.join(unknown)}: there is no such part; there are: {', '.join(PARTS)}")
-    from tool import parity_forward
+    parts = choose_parts(args)
+    from tool import parity_datasets, parity_forward, parity_loss, parity_metrics
 
-    reports = parity_forward.run(args)
+    modules = {"forward": parity_forward, "loss": parity_loss, "datasets": parity_datasets, "metrics": parity_metrics}
+    reports = [report for part in parts for report in modules[part].run(args)]
     width = max(len(report.name) for report in reports)
     print(f"{'':{width}}  worst error  relative  tolerance")
     for report in reports:
@@ -40,13 +53,44 @@ def main() -> int:
     return 1 if outside else 0
 
 
+def choose_parts(args: argparse.Namespace) -> list[str]:
+    """The parts to compare, in order: those named, or those the folder has figures for.
+
+    Raises:
+        UserError: there is no such part, or it lacks figures or arguments.
+    """
+    missing = {part: [name for name in RECORDED[part] if not (args.golden / name).exists()] for part in PARTS}
+    if args.what:
+        named = args.what.split(",")
+        unknown = [part for part in named if part not in PARTS]
+        if unknown:
+            raise UserError(f"--what {','.join(unknown)}: there is no such part; there are: {', '.join(PARTS)}")
+        parts = [part for part in PARTS if part in named]
+        for part in parts:
+            if missing[part]:
+                raise UserError(f"the part `{part}` needs {' and '.join(missing[part])} in {args.golden}")
+    else:
+        parts = [part for part in PARTS if not missing[part]]
+        if not parts:
+            first = ", ".join(names[0] for names in RECORDED.values())
+            raise UserError(f"{args.golden} holds no recorded figures, none of {first}")
+        for part in PARTS:
+            if missing[part]:
+                print(f"not compared: {part} ({args.golden} has no {' and no '.join(missing[part])})")
+    for part in parts:
+        absent = [f"--{name}" for name in NEEDS[part] if getattr(args, name) is None]
+        if absent:
+            raise UserError(f"the part `{part}` needs {' and '.join(absent)}; --what names the parts to compare")
+    return parts
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", type=Path, required=True, help="folder of recorded figures")
     parser.add_argument("--mano", type=Path, required=True, help="folder of the MANO files the figures were made with")
-    parser.add_argument("--snapshot", type=Path, required=True, help="checkpoint the figures were made with")
-    parser.add_argument("--inputs", type=Path, required=True, help=".npz with `images` (N, 3, H, W)")
-    parser.add_argument("--what", default=",".join(PARTS), help="parts, comma-separated (default: %(default)s)")
+    parser.add_argument("--snapshot", type=Path, help="checkpoint the figures were made with")
+    parser.add_argument("--inputs", type=Path, help=".npz with `images` (N, 3, H, W)")
+    parser.add_argument("--what", help=f"of {','.join(PARTS)} (default: all that DIR has figures for)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--gpu", default="cpu", help="a GPU's number, or cpu (default)")
     parser.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off", help="mixed precision (default: off)")

@@ -1,0 +1,453 @@
+"""Evaluation: errors of single items, and the averages over a test set under the published names.
+
+| figure   | item    | error of an item                                             | counted            |
+|----------|---------|--------------------------------------------------------------|--------------------|
+| bbox IoU | hand    | predicted box against the true one, in the picture           | has a true box     |
+| MRRPE    | picture | left wrist - right wrist                                     | both wrists known  |
+| MPVPE    | hand    | mean over vertices, wrist (regressed from the mesh) on wrist | has a true mesh    |
+| RRVE     | picture | mean over both hands' vertices, right wrist on right wrist   | both true meshes   |
+| MPJPE    | joint   | wrist on wrist                                               | joint is annotated |
+
+MPJPE averages each of the 42 joints over its pictures, then the 42. A data set's `Protocol` says what it scores. Items
+are in metres; the averages are in mm, IoU in percent.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.nets.mano import TwoHandMano
+from common.types import HAND_TYPES, LEFT, RIGHT, SIDES, GroundTruth, Prediction
+from common.utils.affine import apply_affine
+from common.utils.boxes import iou, restore_box
+from common.utils.frames import Frames, rescale
+from common.utils.joints import JOINTS, WRIST
+
+KNUCKLE = JOINTS.index("Middle_1")
+INTERACTING = HAND_TYPES.index("interacting")
+MM, PERCENT = 1000.0, 100.0
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a data set scores, and how it is split.
+
+    Attributes:
+        true_joints: MPJPE against "keypoints", or "mesh", joints regressed from the true mesh; None: no MPJPE.
+        meshes: MRRPE, MPVPE and RRVE are scored.
+        by_hand_type: averages for single and for interacting hands, beside all. A single hand is the one the picture
+            is said to show, RRVE needs both.
+        missing_as_zeros: a hand without a mesh counts as one of zeros, as published; figures without such hands are
+            given beside these.
+    """
+
+    true_joints: str | None = None
+    meshes: bool = True
+    by_hand_type: bool = True
+    missing_as_zeros: bool = False
+
+
+PROTOCOLS = {
+    "InterHand26M": Protocol(true_joints="keypoints"),
+    "HIC": Protocol(),
+    "ReInterHand": Protocol(true_joints="mesh", by_hand_type=False, missing_as_zeros=True),
+    "MSCOCO": Protocol(meshes=False),
+}
+
+
+class Estimate(NamedTuple):
+    """What of a prediction is scored."""
+
+    boxes_image: Tensor  # (N, 2, 4) xyxy
+    vertices_rel: Tensor  # (N, 2, V, 3) m
+    joints_rel: Tensor  # (N, 2, J, 3) m
+    rel_transl: Tensor  # (N, 3) m
+
+
+def to_estimate(prediction: Prediction, crop_to_image: Tensor, frames: Frames) -> Estimate:
+    """What of a prediction is scored, boxes in the picture.
+
+    Args:
+        crop_to_image: (N, 2, 3), of the sample.
+    """
+    boxes_body = restore_box(
+        prediction.box_centers_body_hm.float(), prediction.box_sizes_body_hm.float(), frames, aspect=None, extension=1.0
+    )
+    return Estimate(
+        boxes_to_image(boxes_body, crop_to_image, frames),
+        prediction.vertices_rel.float(),
+        prediction.joints_rel.float(),
+        prediction.rel_transl.float(),
+    )
+
+
+def boxes_to_image(boxes_body: Tensor, crop_to_image: Tensor, frames: Frames) -> Tensor:
+    """(N, 2, 4) xyxy in `body` -> (N, 2, 4) xyxy in `image`, by both corner points as published."""
+    corners_crop = rescale(boxes_body.unflatten(-1, (2, 2)), frames.body, frames.crop)
+    return apply_affine(crop_to_image[:, None], corners_crop).flatten(-2)
+
+
+# ---- Errors of items, m ----
+
+
+def joint_error(predicted_rel: Tensor, true_rel: Tensor) -> Tensor:
+    """(..., P, 3) x (..., P, 3) -> (..., P) distances, in the unit of the points."""
+    return torch.linalg.vector_norm(predicted_rel - true_rel, dim=-1)
+
+
+def vertex_error(predicted_rel: Tensor, true_rel: Tensor) -> Tensor:
+    """(..., V, 3) x (..., V, 3) -> (...) mean distance, in the unit of the points."""
+    return joint_error(predicted_rel, true_rel).mean(-1)
+
+
+def align_root(points: Tensor, joints: Tensor, root: int = WRIST) -> Tensor:
+    """Points (..., P, 3), relative to joint `root` of `joints` (..., J, 3)."""
+    return points - joints[..., root : root + 1, :]
+
+
+def bone_scale(predicted_joints: Tensor, true_joints: Tensor) -> Tensor:
+    """(..., J, 3) x (..., J, 3) -> (..., 1, 1): true over predicted length from the wrist to the middle knuckle."""
+
+    def length(joints: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(joints[..., KNUCKLE, :] - joints[..., WRIST, :], dim=-1)
+
+    return (length(true_joints) / length(predicted_joints).clamp(min=1e-9))[..., None, None]
+
+
+def procrustes(predicted: Tensor, true: Tensor, counts: Tensor | None = None) -> Tensor:
+    """The predicted points, moved, turned and scaled (never mirrored) to be as near as can be to the true ones.
+
+    Least squares; Umeyama, "Least-squares estimation of transformation parameters between two point patterns", 1991.
+
+    Args:
+        predicted, true: (..., P, 3).
+        counts: (..., P) bool, the points that count; default: all.
+
+    Returns:
+        (..., P, 3), in the frame of `true`.
+    """
+    weights = torch.ones_like(predicted[..., :1]) if counts is None else counts[..., None].to(predicted.dtype)
+    number = weights.sum(-2, keepdim=True).clamp(min=1)
+    mean_predicted = (predicted * weights).sum(-2, keepdim=True) / number
+    mean_true = (true * weights).sum(-2, keepdim=True) / number
+    centred = predicted - mean_predicted
+    weighted = centred * weights
+    # Only the 3 x 3 matrix needs the digits.
+    covariance = (weighted.transpose(-1, -2) @ (true - mean_true)).double()
+    u, singular, vt = torch.linalg.svd(covariance)
+    sign = torch.ones_like(singular)
+    sign[..., 2] = torch.linalg.det(u @ vt).sign()
+    rotation = (u * sign[..., None, :]) @ vt  # for row vectors
+    spread = (centred * weighted).sum((-1, -2)).double().clamp(min=1e-18)
+    scale = (singular * sign).sum(-1) / spread
+    return centred @ (rotation * scale[..., None, None]).to(predicted.dtype) + mean_true
+
+
+@torch.no_grad()
+def measure(
+    protocol: Protocol, mano: TwoHandMano, estimate: Estimate, truth: GroundTruth, joints_known: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Errors of all items of a batch (m; IoU from 0 to 1), and which count (bool). Nothing is modified.
+
+    Args:
+        mano: regresses the joints of meshes.
+        truth: from `common.utils.targets.complete_truth`.
+        joints_known: (N, 2, J), joints with a true place in 3D. The published figures count joints that are only
+            annotated in 2D, too; those beyond them do not.
+    """
+    items = {
+        "hand_type": truth.hand_type,
+        "box_iou": iou(estimate.boxes_image, truth.boxes_image),
+        "box_counts": truth.boxes_valid.bool(),
+    }
+    if not protocol.meshes:
+        return items
+    mesh_counts = truth.vertices_valid.bool()
+    predicted_joints, true_joints = mano.regress_joints(estimate.vertices_rel), mano.regress_joints(truth.vertices_cam)
+    predicted, true = (
+        align_root(points, joints)
+        for points, joints in ((estimate.vertices_rel, predicted_joints), (truth.vertices_cam, true_joints))
+    )
+
+    def pair(vertices: Tensor, rel_transl: Tensor) -> Tensor:
+        return torch.stack((vertices[:, RIGHT], vertices[:, LEFT] + rel_transl[:, None]), 1)
+
+    both = joint_error(pair(predicted, estimate.rel_transl), pair(true, truth.rel_transl))
+    items |= {
+        "mesh_counts": mesh_counts,
+        "vertex_error": vertex_error(predicted, true),
+        "rel_error": joint_error(estimate.rel_transl, truth.rel_transl),
+        "rel_counts": truth.rel_transl_valid.bool(),
+        "pair_error": both.mean((1, 2)),
+        "knuckle_vertex_error": _knuckle_error(predicted, true, predicted_joints, true_joints).mean(-1),
+        "procrustes_vertex_error": vertex_error(procrustes(predicted, true), true),
+    }
+    if protocol.true_joints is None:
+        return items
+
+    if protocol.true_joints == "keypoints":
+        true_joints, counts = truth.joints_cam, truth.joints_scored.bool()
+        known = counts if joints_known is None else counts & joints_known.bool()
+    else:
+        counts = torch.ones_like(truth.joints_scored, dtype=torch.bool)
+        known = mesh_counts[..., None].expand_as(counts)
+    predicted, true = (align_root(joints, joints) for joints in (estimate.joints_rel, true_joints))
+    return items | {
+        "joint_error": joint_error(predicted, true),
+        "joint_counts": counts,
+        "knuckle_joint_error": _knuckle_error(predicted, true, predicted, true),
+        "knuckle_joint_counts": known & (known[..., WRIST] & known[..., KNUCKLE])[..., None],
+        "procrustes_joint_error": joint_error(procrustes(predicted, true, known), true),
+        "procrustes_joint_counts": known & (known.sum(-1) >= 3)[..., None],
+    }
+
+
+def _knuckle_error(points: Tensor, true_points: Tensor, joints: Tensor, true_joints: Tensor) -> Tensor:
+    """Middle knuckle on middle knuckle, at the true bone length."""
+    scaled = align_root(points, align_root(joints, joints), KNUCKLE) * bone_scale(joints, true_joints)
+    return joint_error(scaled, align_root(true_points, align_root(true_joints, true_joints), KNUCKLE))
+
+
+# ---- Averages over a test set ----
+
+
+class Figure(NamedTuple):
+    """One line of the result."""
+
+    label: str  # the published wording, or ours for what is not published
+    value: float | None  # None: there is no sample
+    unit: str  # " mm" or ""
+    count: int  # items averaged
+    left_out: str = ""  # what of the average has no sample; there the published value is NaN
+    published: bool = True
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return f"{self.label}: no sample"
+        return f"{self.label}: {self.value:.2f}{self.unit}{f' ({self.left_out})' if self.left_out else ''}"
+
+
+class Evaluator:
+    """Collects items and averages them.
+
+    The result depends on neither the order nor the grouping of the items: they are put in the order of their index in
+    the data set before anything is summed. Evaluators of several processes are merged.
+
+    Args:
+        protocol: of `PROTOCOLS`.
+        mano: on the device of what is compared.
+    """
+
+    def __init__(self, protocol: Protocol, mano: TwoHandMano) -> None:
+        self.protocol, self.mano = protocol, mano
+        self._items: dict[str, np.ndarray] = {}  # with room for more than `_count`
+        self._count = 0
+
+    def update(
+        self,
+        indices: Sequence[int] | Tensor,
+        estimate: Estimate,
+        truth: GroundTruth,
+        joints_known: Tensor | None = None,
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            indices: (N,) of the samples in their data set; each may come once.
+            estimate, truth, joints_known: as in `measure`.
+        """
+        items = measure(self.protocol, self.mano, estimate, truth, joints_known)
+        part = {name: values.cpu().numpy() for name, values in items.items()}
+        self._append({"index": np.asarray(indices, np.int64), **part})
+
+    def _append(self, part: dict[str, np.ndarray]) -> None:
+        # Not a list of parts: many small arrays that stay, between large ones that go, tear the heap to pieces.
+        count = self._count + len(part["index"])
+        for name, values in part.items():
+            held = self._items.get(name)
+            if held is None or len(held) < count:
+                larger = np.empty((max(2 * count, 1024), *values.shape[1:]), values.dtype)
+                if held is not None:
+                    larger[: self._count] = held[: self._count]
+                self._items[name] = held = larger
+            held[self._count : count] = values
+        self._count = count
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All items, in the order of their index: plain arrays, to be sent to another process.
+
+        Raises:
+            ValueError: a sample came twice.
+        """
+        if not self._count:
+            return {}
+        order = np.argsort(self._items["index"][: self._count], kind="stable")
+        items = {name: values[: self._count][order] for name, values in self._items.items()}
+        twice = items["index"][1:][np.diff(items["index"]) == 0]
+        if len(twice):
+            raise ValueError(f"sample {twice[0]} of the data set was evaluated twice")
+        return items
+
+    def merge(self, states: Iterable[dict[str, np.ndarray]]) -> None:
+        """Add what other evaluators of the same protocol gave as `state()`."""
+        for state in states:
+            if state:
+                self._append(state)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def compute(self) -> dict[str, float]:
+        """Label as printed -> value, mm or percent. What has no sample is left out."""
+        return {figure.label: figure.value for figure in self.figures() if figure.value is not None}
+
+    def summary(self) -> str:
+        """The figures, a line each: in the published wording, then those beyond it."""
+        figures = self.figures()
+        published = [str(figure) for figure in figures if figure.published]
+        more = [f"  {figure}" for figure in figures if not figure.published]
+        return "\n".join([*published, *(["not among the published figures:", *more] if more else [])])
+
+    def figures(self) -> list[Figure]:
+        """All figures of the protocol, those of the published evaluation first."""
+        items = self.state()
+        if not items:
+            return []
+        protocol = self.protocol
+        figures = [_mean("bbox IoU", items["box_iou"], items["box_counts"], PERCENT)]
+        if not protocol.meshes:
+            return figures
+        figures.append(_mean("MRRPE", items["rel_error"], items["rel_counts"]))
+        hands = self._hands(items, items["mesh_counts"] | protocol.missing_as_zeros)
+        figures += [_mean(f"MPVPE{name}", items["vertex_error"], counts) for name, counts in hands.items()]
+        both = items["mesh_counts"].all(1) & (items["hand_type"] == INTERACTING)
+        if protocol.by_hand_type:
+            figures.append(_mean("RRVE for interacting hand sequences", items["pair_error"], both))
+        else:
+            figures.append(_mean("RRVE", items["pair_error"], both | protocol.missing_as_zeros))
+        if protocol.true_joints:
+            figures += self._joint_figures(items, items["joint_counts"])
+        more = self._visible_figures(items) if protocol.missing_as_zeros else []
+        more += self._aligned_figures(items)
+        return figures + [figure._replace(published=False) for figure in more]
+
+    def _hands(self, items: dict[str, np.ndarray], counts: np.ndarray) -> dict[str, np.ndarray]:
+        """End of the label -> (N, 2) bool: the hands of `counts` that are averaged."""
+        if not self.protocol.by_hand_type:
+            return {"": counts}
+        types = items["hand_type"][:, None]
+        single, interacting = counts & (types == [[RIGHT, LEFT]]), counts & (types == INTERACTING)
+        return _by_class(single | interacting, single, interacting)
+
+    def _joint_figures(self, items: dict[str, np.ndarray], counts: np.ndarray) -> list[Figure]:
+        """MPJPE; here a single hand's picture counts whatever joint is annotated."""
+        if not self.protocol.by_hand_type:
+            return [_mean_of_joints("MPJPE", items["joint_error"], [counts])]
+        interacting = (items["hand_type"] == INTERACTING)[:, None, None]
+        single, interacting = counts & ~interacting, counts & interacting
+        classes = _by_class([single, interacting], [single], [interacting])
+        return [_mean_of_joints(f"MPJPE{name}", items["joint_error"], masks) for name, masks in classes.items()]
+
+    def _visible_figures(self, items: dict[str, np.ndarray]) -> list[Figure]:
+        """Without hands that have no mesh because nothing of them is in the picture."""
+        visible = items["mesh_counts"]
+        figures = [
+            _mean("MPVPE (visible hands only)", items["vertex_error"], visible),
+            _mean("RRVE (both hands visible only)", items["pair_error"], visible.all(1)),
+        ]
+        if self.protocol.true_joints:
+            counts = items["joint_counts"] & visible[..., None]
+            figures.append(_mean_of_joints("MPJPE (visible hands only)", items["joint_error"], [counts]))
+        return figures
+
+    def _aligned_figures(self, items: dict[str, np.ndarray]) -> list[Figure]:
+        """Under other alignments: plain means over the hands that have a mesh, over joints known in 3D."""
+        figures = []
+        for kind, title in (
+            ("knuckle", "middle-knuckle root, bone-length scale"),
+            ("procrustes", "Procrustes-aligned"),
+        ):
+            for name, counts in self._hands(items, items["mesh_counts"]).items():
+                figures.append(_mean(f"MPVPE ({title}){name}", items[f"{kind}_vertex_error"], counts))
+            if self.protocol.true_joints:
+                everywhere = np.ones_like(items["mesh_counts"])
+                for name, hands in self._hands(items, everywhere).items():
+                    counts = items[f"{kind}_joint_counts"] & hands[..., None]
+                    figures.append(_mean(f"MPJPE ({title}){name}", items[f"{kind}_joint_error"], counts))
+        return figures
+
+    # ---- Single samples ----
+
+    def table(self) -> dict[str, np.ndarray]:
+        """Columns of one number a sample, mm or percent, in the order of the index; NaN where nothing is counted."""
+        items = self.state()
+        if not items:
+            return {}
+        columns = {"index": items["index"], "hand_type": items["hand_type"]}
+
+        def by_hand(name: str, values: np.ndarray, counts: np.ndarray, factor: float) -> None:
+            for hand, side in enumerate(SIDES):
+                columns[f"{name}_{side}"] = np.where(counts[:, hand], values[:, hand] * factor, np.nan)
+
+        by_hand("box_iou", items["box_iou"], items["box_counts"], PERCENT)
+        if self.protocol.meshes:
+            shown = items["mesh_counts"]
+            by_hand("mpvpe", items["vertex_error"], shown, MM)
+            columns["mrrpe"] = np.where(items["rel_counts"], items["rel_error"] * MM, np.nan)
+            columns["rrve"] = np.where(shown.all(1), items["pair_error"] * MM, np.nan)
+        if self.protocol.true_joints:
+            counts = items["joint_counts"]
+            if self.protocol.missing_as_zeros:
+                counts = counts & items["mesh_counts"][..., None]
+            total, number = (items["joint_error"] * counts).sum(-1), counts.sum(-1)
+            by_hand("mpjpe", total / np.maximum(number, 1), number > 0, MM)
+        return columns
+
+    def worst(self, count: int) -> list[int]:
+        """Indices of the samples with the largest MPVPE of a hand, or the smallest IoU where there are no meshes."""
+        table = self.table()
+        if not table:
+            return []
+        name, sign = ("mpvpe", 1) if self.protocol.meshes else ("box_iou", -1)
+        columns = sign * np.stack([table[f"{name}_{side}"] for side in SIDES])
+        score = np.where(np.isnan(columns), -np.inf, columns).max(0)
+        order = np.argsort(-score, kind="stable")
+        return table["index"][order[np.isfinite(score[order])][:count]].tolist()
+
+
+def _by_class(every: object, single: object, interacting: object) -> dict:
+    return {
+        " for all hand sequences": every,
+        " for single hand sequences": single,
+        " for interacting hand sequences": interacting,
+    }
+
+
+def _mean(label: str, errors: np.ndarray, counts: np.ndarray, factor: float = MM) -> Figure:
+    unit = " mm" if factor == MM else ""
+    number = int(counts.sum())
+    if not number:
+        return Figure(label, None, unit, 0)
+    return Figure(label, float(errors[counts].mean(dtype=np.float64) * factor), unit, number)
+
+
+def _mean_of_joints(label: str, errors: np.ndarray, classes: list[np.ndarray]) -> Figure:
+    """The mean over the joints' means.
+
+    Args:
+        errors: (N, 2, J).
+        classes: (N, 2, J) bool each; every joint of every class is one mean.
+    """
+    totals = np.concatenate([np.where(counts, errors, 0).sum(0, dtype=np.float64).ravel() for counts in classes])
+    numbers = np.concatenate([counts.sum(0).ravel() for counts in classes])
+    found = numbers > 0
+    if not found.any():
+        return Figure(label, None, " mm", 0)
+    value = float((totals[found] / numbers[found]).mean() * MM)
+    missing = int((~found).sum())
+    left_out = f"{missing} of {len(found)} joint averages have no sample and are left out" if missing else ""
+    return Figure(label, value, " mm", int(numbers.sum()), left_out)
