@@ -31,14 +31,12 @@ def make_mano() -> ManoParams:
 @pytest.fixture
 def prediction() -> Prediction:
     torch.manual_seed(1)
-    crop_to_hand = torch.tensor([[[[2.0, 0, -300], [0, 2.5, -500]], [[1.5, 0, -100], [0, 1.0, -150]]]]).repeat(
-        N, 1, 1, 1
-    )
+    crop_to_hand = torch.tensor([[[2.0, 0, -300], [0, 2.5, -500]], [[1.5, 0, -100], [0, 1.0, -150]]])
     return Prediction(
         box_centers_body_hm=uniform(N, 2, 2, high=40),
         box_sizes_body_hm=uniform(N, 2, 2, low=-5, high=40),
         box_scores=uniform(N, 2),
-        crop_to_hand=crop_to_hand,
+        crop_to_hand=crop_to_hand.repeat(N, 1, 1, 1),
         joints_hand_hm=uniform(N, 2, 21, 3, high=7),
         mano=make_mano(),
         vertices_rel=uniform(N, 2, VERTICES, 3, low=-0.1, high=0.1),
@@ -198,9 +196,13 @@ def test_nothing_is_modified_and_shards_average_to_the_whole(prediction, targets
 
 
 def test_half_precision_predictions_are_compared_in_float(prediction, targets):
-    """Under autocast the network's heads give bfloat16; crop pixels need more digits than that."""
-    half = prediction._replace(joints_hand_hm=prediction.joints_hand_hm.bfloat16())
-    rounded = prediction._replace(joints_hand_hm=half.joints_hand_hm.float())
+    """Under autocast the network's heads give bfloat16; crop pixels and rotations need more digits."""
+
+    def change(batch, to):
+        return type(batch)(*(change(x, to) if isinstance(x, ManoParams) else to(x) for x in batch))
+
+    half = change(prediction, torch.Tensor.bfloat16)
+    rounded = change(half, torch.Tensor.float)
     criterion = InterWildLoss(FRAMES)
     for name, value in criterion(half, targets).items():
         assert value.dtype == torch.float32 and torch.equal(value, criterion(rounded, targets)[name])

@@ -1,0 +1,265 @@
+"""One process a GPU: start them, or join those that torchrun started, and the few things they do together."""
+
+import errno
+import os
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.multiprocessing as multiprocessing
+from torch import Tensor
+from torch import distributed as dist
+
+from common.errors import UserError, run_main
+
+# Patience with the other processes: one of them may be reading the annotations of a million pictures.
+TIMEOUT = timedelta(hours=2)
+STOPPED_BY_SIGINT = 130
+
+
+class Place(NamedTuple):
+    """This process among all. `local_rank` counts on this machine."""
+
+    rank: int
+    world: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes and prints."""
+        return self.rank == 0
+
+
+def launch(run: Callable[[Place], int | None], devices: list[torch.device]) -> int:
+    """Call `run` in one process for each device, and wait.
+
+    Under torchrun (RANK and WORLD_SIZE are set) the processes are there already and this one is one of them. Ctrl-C
+    and SIGTERM reach all processes that this one starts, as SIGTERM.
+
+    Args:
+        run: a function of a module, or a partial of one; it must be picklable.
+        devices: of this machine.
+
+    Returns:
+        The exit code: that of `run`; where it differs, of the first process that failed.
+
+    Raises:
+        UserError: torchrun started more processes than there are devices, or a process was killed.
+    """
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        rank, world, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        if devices[0].type == "cpu":
+            devices = devices[:1] * (local + 1)
+        if local >= len(devices):
+            raise UserError(f"torchrun started a process for GPU number {local}, there are {len(devices)}; fewer with "
+                            "--nproc_per_node")  # fmt: skip
+        return _run_in_group(run, Place(rank, world, local, devices[local]), "env://")
+    if len(devices) == 1:
+        return run(Place(0, 1, 0, devices[0])) or 0
+    with tempfile.TemporaryDirectory() as folder:  # where the processes find each other: no port to be taken
+        context, store = multiprocessing.get_context("spawn"), f"file://{folder}/store"
+        processes = [
+            context.Process(target=_child, args=(run, Place(rank, len(devices), rank, device), store))
+            for rank, device in enumerate(devices)
+        ]
+        return _watch(processes)
+
+
+def _child(run: Callable[[Place], int | None], place: Place, store: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent passes it on
+    if place.device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.world))
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are on this machine, whatever its name resolves to
+    run_main(lambda: _run_in_group(run, place, store))
+
+
+def _run_in_group(run: Callable[[Place], int | None], place: Place, store: str) -> int:
+    if place.device.type == "cuda":
+        torch.cuda.set_device(place.device)
+    backend = "nccl" if place.device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store, timeout=TIMEOUT, rank=place.rank, world_size=place.world)
+    # Of little weight: the gradients of 1 x 1 convolutions are copied.
+    warnings.filterwarnings("ignore", message="(?s).*Grad strides do not match bucket view strides")
+    try:
+        code = run(place) or 0
+    except UserError as error:
+        # Not destroy_process_group: the others may never answer. Leaving tells them.
+        raise UserError(f"{error} (process {place.rank} of {place.world})" if place.rank else str(error)) from None
+    except RuntimeError as error:
+        # A process of the group that leaves makes the others fail in their next common step, with a long story.
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise UserError(f"process {place.rank} of {place.world} stops: another one has stopped") from None
+        raise
+    dist.destroy_process_group()
+    return code
+
+
+def _watch(processes: list[Any]) -> int:
+    """Start processes, pass signals on to them and wait; if one fails, the others are ended."""
+    asked: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        if number in asked:  # the second time: at once
+            os._exit(_kill_all(processes) or STOPPED_BY_SIGINT)
+        asked.append(number)
+        for process in processes:
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGTERM)
+
+    for process in processes:
+        process.start()
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        running = {process.sentinel: process for process in processes}
+        while running:
+            for sentinel in wait(list(running)):
+                process = running.pop(sentinel)
+                process.join()
+                if process.exitcode:
+                    _kill_all(processes, wait_s=5)
+                    break
+            else:
+                continue
+            break
+    finally:
+        _kill_all(processes)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    code = process.exitcode
+    if asked and code == -signal.SIGTERM:  # before training had begun
+        code = 0
+    if code and code < 0:
+        raise UserError(f"a process was ended by signal {-code}; if it was 9, memory may have run out")
+    return code or (STOPPED_BY_SIGINT if signal.SIGINT in asked else 0)
+
+
+def _kill_all(processes: list[Any], wait_s: float = 0) -> int:
+    """End what still runs, after some seconds in which it may end by itself."""
+    for process in processes:
+        process.join(wait_s)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return 0
+
+
+# ---- What the processes of a group do together; with a single process these do nothing ----
+
+
+def mean_over_processes(values: Tensor, place: Place) -> Tensor:
+    """The mean over all processes of a tensor, in place; the same bits in each of them."""
+    if place.world > 1:
+        dist.all_reduce(values)
+        values /= place.world
+    return values
+
+
+def from_main(value: Any, place: Place) -> Any:
+    """What the main process has. `value`: numbers, texts and containers."""
+    box = [value]
+    if place.world > 1:
+        dist.broadcast_object_list(box, src=0, device=place.device)
+    return box[0]
+
+
+def from_all(value: Any, place: Place) -> list[Any]:
+    """What each process has, in order."""
+    values = [value]
+    if place.world > 1:
+        values = [None] * place.world
+        dist.all_gather_object(values, value)
+    return values
+
+
+def barrier(place: Place) -> None:
+    """Wait until all processes are here."""
+    if place.world > 1:
+        from_all(None, place)
+
+
+@contextmanager
+def main_first(place: Place) -> Iterator[None]:
+    """The block runs in the first process of each machine, then in the others: what it caches is made once."""
+    if place.local_rank:
+        barrier(place)
+    yield
+    if not place.local_rank:
+        barrier(place)
+
+
+class StopSignal:
+    """Whether this process was asked to stop: by SIGTERM, by Ctrl-C, or because the process that started it is gone.
+
+    After a second signal KeyboardInterrupt is raised at once.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.asked_of_all = False  # what all processes agreed on after the last step
+        self.parent = multiprocessing.parent_process()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.number:
+            raise KeyboardInterrupt
+        self.number = number
+        print("\nstopping after this step; once more stops at once", file=sys.stderr, flush=True)
+
+    @property
+    def asked(self) -> bool:
+        """Whether to stop after this step."""
+        return bool(self.number) or (self.parent is not None and not self.parent.is_alive())
+
+    @property
+    def exit_code(self) -> int:
+        """130 after Ctrl-C, as shells have it; 0 after SIGTERM, which is how clusters ask for a clean end."""
+        return STOPPED_BY_SIGINT if self.number == signal.SIGINT else 0
+
+
+class FolderLock:
+    """Keeps a second training out of a folder, until this process ends, however it ends.
+
+    Args:
+        folder: exists.
+
+    Raises:
+        UserError: another process holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import fcntl
+
+        try:
+            self.file = open(folder / ".lock", "a")  # noqa: SIM115 - held open as long as the process lives
+        except OSError as error:
+            raise UserError(f"cannot write into {folder}: {error.strerror or error}; choose another --output") from None
+        try:
+            # lockf, not flock: a lock of flock would live on in loader workers, which outlive a killed training by
+            # some seconds.
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.file.close()
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise UserError(f"cannot lock {folder}: {error.strerror or error}; choose another --output") from None
+            raise UserError(
+                f"another training runs in {folder}; wait for it, or choose another folder with --output"
+            ) from None

@@ -1,0 +1,419 @@
+"""Training: the same result however it is shared out or interrupted, and faults that end it well."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common import training
+from common.config_options import change_config, read_config
+from common.distributed import FolderLock, Place, StopSignal
+from common.errors import UserError
+from common.logger import TrainLog
+from common.snapshots import Progress, list_snapshots, newest_whole
+from common.training import build_training, check_order, timed_batches
+from common.utils.standin_hand import write_standin
+from main import train as program
+from main.config import PRESETS, Config, config_from_dict, config_to_dict
+from tool.kill_test import compare
+
+ROOT = Path(__file__).resolve().parent.parent
+PLACE = Place(0, 1, 0, torch.device("cpu"))
+# Smaller than the small preset: here the time goes into reading and writing checkpoints.
+TINY = ("crop=128,96", "body=64,64", "body_hm=16,16", "hand=64,64", "hand_hm=2,2", "pair_hm=16,16", "pair_bins=16")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums in the same order as in the processes that the tests start, and no waiting for busy cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 samples of two data sets, and hand models."""
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "mano").mkdir()
+    write_standin(folder / "mano")
+    command = [sys.executable, ROOT / "tool" / "make_toy_data.py", "--out", folder / "data", "--mano", folder / "mano"]
+    command += ["--sets", "InterHand26M,MSCOCO", "--train", "4", "--test", "1", "--scale", "0.25"]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    return folder
+
+
+def options(toy: Path, output: Path, *more: str) -> list[str]:
+    """A training of 2 epochs with 4 steps each, unless `more` says otherwise."""
+    return [
+        *("--gpu", "cpu", "--preset", "small", "--init", "random", "--trainset_3d", "InterHand26M"),
+        *("--data", str(toy / "data"), "--mano", str(toy / "mano"), "--output", str(output)),
+        *(
+            "--train_batch_size",
+            "2",
+            "--end_epoch",
+            "2",
+            "--workers",
+            "0",
+            "--visualize_every",
+            "0",
+            "--frames",
+            *TINY,
+            *more,
+        ),
+    ]
+
+
+def run(toy: Path, output: Path, *more: str) -> int:
+    """Train in this process."""
+    return program.train(program.parse_args(options(toy, output, *more)), PLACE)
+
+
+def stop_before(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int) -> None:
+    """As if SIGTERM came in a step."""
+    collect = program.collect
+
+    def stopping(run: object, result: object, stop: StopSignal, now: int, at: int) -> dict:
+        if (now, at) == (epoch, step):
+            stop.number = signal.SIGTERM
+        return collect(run, result, stop, now, at)
+
+    monkeypatch.setattr(program, "collect", stopping)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(one_thread: None, toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a training that nothing happened to, with a checkpoint in the middle of its second epoch."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    assert run(toy, output, "--save_every", "3", "--visualize_every", "4") == 0
+    return output
+
+
+@pytest.fixture
+def middle(undisturbed: Path, tmp_path: Path) -> Path:
+    """A copy of `undisturbed` as it was in the middle of its second epoch."""
+    (tmp_path / "model_dump").mkdir()
+    for name in ("snapshot_0.pth", "step_1_3.pth"):
+        os.link(undisturbed / "model_dump" / name, tmp_path / "model_dump" / name)
+    return tmp_path
+
+
+def flip_byte(path: Path) -> None:
+    """Replace a file by one with a byte of its largest part changed."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+
+
+# ---- Interrupted and continued ----
+
+
+def test_writes_what_it_promises(undisturbed: Path) -> None:
+    """Snapshots that demo and test can read, a line of losses a step, the text log, a sheet of samples."""
+    content = torch.load(undisturbed / "model_dump" / "snapshot_1.pth", weights_only=True)
+    assert content["epoch"] == 1 and {"network", "optimizer", "config"} <= content.keys()
+    assert all(key.startswith("module.") for key in content["network"])
+    lines = [json.loads(line) for line in (undisturbed / "log" / "losses.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["step"]) for line in lines] == [(epoch, step) for epoch in (0, 1) for step in range(4)]
+    terms = [value for key, value in lines[0].items() if key not in ("epoch", "step", "lr", "total", "gradient_norm")]
+    assert lines[0]["total"] == pytest.approx(sum(terms))
+    assert "done: 2 epochs" in (undisturbed / "log" / "train.txt").read_text()
+    assert sorted(path.name for path in (undisturbed / "vis").iterdir()) == ["0_000000.jpg", "1_000000.jpg"]
+
+
+def test_stopped_within_an_epoch_and_continued_is_the_same(
+    toy: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit: losses, weights, batch norm statistics and optimiser, with a loader worker instead of none."""
+    with monkeypatch.context() as patch:
+        stop_before(patch, 0, 1)
+        assert run(toy, tmp_path) == 0
+    assert [at for at, _ in list_snapshots(tmp_path / "model_dump")] == [(0, 2)]
+    assert run(toy, tmp_path, "--continue", "--workers", "1") == 0
+    assert compare(undisturbed, tmp_path) == []
+
+
+def test_losses_of_steps_after_the_checkpoint_are_taken_back(toy: Path, undisturbed: Path, middle: Path) -> None:
+    """As after a kill: the log knows more steps than the checkpoint, and ends within a line."""
+    shutil.copytree(undisturbed / "log", middle / "log")
+    with open(middle / "log" / "losses.jsonl", "a") as file:
+        file.write('{"epoch": 2, "st')
+    assert run(toy, middle, "--continue") == 0
+    assert compare(undisturbed, middle) == []
+
+
+@pytest.mark.parametrize("damage", [flip_byte, lambda path: os.truncate(path, path.stat().st_size // 2)])
+def test_damaged_newest_checkpoint_is_named_and_the_one_before_used(
+    undisturbed: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """A changed byte as well as a cut file."""
+    for name in ("snapshot_0.pth", "step_1_3.pth"):
+        shutil.copy(undisturbed / "model_dump" / name, tmp_path / name)
+    damage(tmp_path / "step_1_3.pth")
+    told: list[str] = []
+    assert newest_whole(tmp_path, told.append) == tmp_path / "snapshot_0.pth"
+    assert len(told) == 1 and "step_1_3.pth is damaged" in told[0]
+    os.truncate(tmp_path / "snapshot_0.pth", 1000)
+    with pytest.raises(UserError, match="no checkpoint in .* can be read"):
+        newest_whole(tmp_path, told.append)
+
+
+def test_published_checkpoint_is_continued_from_its_weights_and_says_so(
+    toy: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """It has no state of our optimiser."""
+    content = torch.load(undisturbed / "model_dump" / "snapshot_0.pth", weights_only=True)
+    (tmp_path / "model_dump").mkdir()
+    torch.save({"epoch": 5, "network": content["network"], "optimizer": {}}, tmp_path / "model_dump" / "snapshot_5.pth")
+    args = program.parse_args(options(toy, tmp_path, "--continue"))
+    lock, start = training.open_output(args, PLACE)
+    assert start.progress == Progress(6, 0) and start.config is None
+    assert "no optimiser state" in capsys.readouterr().err
+    made = build_training(args, PLACE, read_config(args), start)
+    name = "body_backbone.conv1.weight"
+    assert torch.equal(made.parts.model.state_dict()[name], content["network"][f"module.{name}"])
+    made.log.close()
+
+
+def test_other_training_is_not_overwritten_by_mistake(toy: Path, middle: Path) -> None:
+    """Checkpoints go only if asked."""
+    with pytest.raises(UserError, match="--continue.*--overwrite"):
+        run(toy, middle)
+    assert len(list_snapshots(middle / "model_dump")) == 2
+
+
+def test_other_order_of_the_data_within_an_epoch_is_refused(toy: Path, middle: Path) -> None:
+    """With another batch size the checkpoint's step would be another place in the data."""
+    with pytest.raises(UserError, match="global_batch was 2, is 4"):
+        run(toy, middle, "--continue", "--train_batch_size", "4")
+    start = training.read_start(middle / "model_dump" / "snapshot_0.pth")
+    check_order(start, {"global_batch": 4}, 2)  # between epochs it is fine
+
+
+def test_second_training_in_a_folder_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    """Also gone by SIGKILL: nothing stale is left."""
+    code = "import sys, time; from pathlib import Path; from common.distributed import FolderLock\n"
+    code += "lock = FolderLock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match="another training runs in"):
+            FolderLock(tmp_path)
+        other.kill()
+    FolderLock(tmp_path)
+
+
+def test_interrupt_of_the_whole_group_saves_and_ends(toy: Path, tmp_path: Path) -> None:
+    """Ctrl-C reaches parent, children and loader workers alike; two processes, which must agree on the last step."""
+    command = [sys.executable, ROOT / "main" / "train.py"]
+    command += options(
+        toy, tmp_path, "--processes", "2", "--train_batch_size", "1", "--workers", "1", "--end_epoch", "50"
+    )
+    with open(tmp_path / "messages.txt", "w") as messages:
+        process = subprocess.Popen(command, stderr=messages, start_new_session=True)
+    deadline = time.monotonic() + 120
+    losses = tmp_path / "log" / "losses.jsonl"
+    while not (losses.exists() and losses.read_text().count("\n") > 1):
+        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "messages.txt").read_text()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    messages = (tmp_path / "messages.txt").read_text()
+    assert "Traceback" not in messages and "stopped and saved" in messages
+    lines = losses.read_text().splitlines()
+    at = Progress(json.loads(lines[-1])["epoch"], json.loads(lines[-1])["step"] + 1)
+    newest = list_snapshots(tmp_path / "model_dump")[0][0]
+    assert newest in (at, Progress(at.epoch + 1, 0))
+
+
+# ---- Shared out ----
+
+
+def test_parts_of_a_step_give_its_losses_and_gradient(toy: Path, tmp_path: Path) -> None:
+    """Batch norm apart, which sees one part at a time: here it uses its running statistics."""
+    made, losses = [], []
+    for count in ("1", "2"):
+        args = program.parse_args(options(toy, tmp_path / count, "--train_batch_size", "4", "--accumulate", count))
+        run = build_training(args, PLACE, read_config(args), None)
+        run.log.close()
+        run.network.eval()
+        sample, _ = next(timed_batches(run, Progress(0, 0)))
+        losses.append(program.collect(run, program.train_step(run, sample), StopSignal(), 0, 0))
+        made.append([weight.grad for weight in run.network.parameters() if weight.requires_grad])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for whole, summed in zip(*made, strict=True):
+        assert (whole - summed).norm() <= 1e-3 * whole.norm() + 1e-7
+
+
+def test_two_processes_do_what_one_does_in_two_parts(toy: Path, tmp_path: Path) -> None:
+    """Losses, weights and optimiser: batch norm sees the same samples in both."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    command = [sys.executable, ROOT / "main" / "train.py", *options(toy, two, "--end_epoch", "1", "--processes", "2")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert run(toy, one, "--end_epoch", "1", "--accumulate", "2", "--train_batch_size", "4") == 0
+    a, b = ((folder / "log" / "losses.jsonl").read_text().splitlines() for folder in (one, two))
+    assert len(a) == len(b) == 2
+    for x, y in zip(map(json.loads, a), map(json.loads, b), strict=True):
+        assert x == pytest.approx(y, rel=1e-5)
+    a, b = (torch.load(folder / "model_dump" / "snapshot_0.pth", weights_only=True)["network"] for folder in (one, two))
+    lr = PRESETS["small"]["lr"]
+    for key in a:
+        if "running" not in key and "num_batches" not in key:  # saved are those of the first process's samples
+            assert (a[key] - b[key]).abs().max() <= 0.01 * lr, key
+
+
+# ---- Not finite ----
+
+
+def test_nan_in_a_target_names_step_term_and_sample(
+    toy: Path, middle: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leaves the last checkpoint as it was."""
+    from common.utils import targets
+
+    build, batches = targets.build_targets, []
+
+    def planted(sample: object, *rest: object) -> object:
+        made = build(sample, *rest)
+        batches.append(sample.id)
+        made.vertices_rel[1, 0, 5, 2] = torch.nan
+        return made
+
+    monkeypatch.setattr(targets, "build_targets", planted)
+    before = (middle / "model_dump" / "step_1_3.pth").read_bytes()
+    with pytest.raises(UserError) as raised:
+        run(toy, middle, "--continue")
+    told = str(raised.value)
+    assert "epoch 1, step 3: mano_mesh_cam;" in told
+    assert batches[0][1] in told and batches[0][0] not in told
+    assert (middle / "model_dump" / "step_1_3.pth").read_bytes() == before
+    assert newest_whole(middle / "model_dump", pytest.fail) == middle / "model_dump" / "step_1_3.pth"
+
+
+@pytest.mark.parametrize(("plant", "named"), [("weight", "rhand_bbox_center"), ("gradient", ": gradient;")])
+def test_nan_in_the_network_stops_before_it_is_saved(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: str, named: str
+) -> None:
+    """A gradient that is not finite spoils the weights while all losses are still fine."""
+    build = training.build_model
+
+    def planted(*arguments: object) -> torch.nn.Module:
+        model = build(*arguments)
+        weight = model.body_backbone.conv1.weight
+        if plant == "weight":
+            weight.data[0, 0, 0, 0] = torch.nan
+        else:
+            weight.register_hook(lambda gradient: gradient * torch.inf)
+        return model
+
+    monkeypatch.setattr(training, "build_model", planted)
+    with pytest.raises(UserError, match="not finite at epoch 0, step 0") as raised:
+        run(toy, tmp_path, "--save_every", "1")
+    assert named in str(raised.value) and "samples: " in str(raised.value)
+    assert list_snapshots(tmp_path / "model_dump") == []
+
+
+# ---- The command line ----
+
+
+def test_help_needs_no_heavy_library(tmp_path: Path) -> None:
+    """So that it answers at once."""
+    for name in ("torch", "cv2", "numpy"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('loaded')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, ROOT / "main" / "train.py", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    for field in dataclasses.fields(Config):
+        assert f"--{field.name} " in done.stdout
+
+
+def test_every_value_can_be_set(tmp_path: Path) -> None:
+    """The command line goes before the file, the file before the preset."""
+    (tmp_path / "c.json").write_text('{"lr": 1, "seed": 5, "augmentation": {"rot": 10}, "lr_dec_epoch": [1, 2]}')
+    argv = ["--preset", "small", "--config", str(tmp_path / "c.json"), "--lr", "5e-5", "--sync_bn", "true"]
+    argv += ["--trainset_3d", "InterHand26M,ReInterHand", "--trainset_2d", "", "--augmentation", "scale=0", "color=0.1"]
+    config = read_config(program.parse_args(argv))
+    assert (config.lr, config.seed, config.sync_bn, config.lr_dec_epoch) == (5e-5, 5, True, (1, 2))
+    assert config.trainset_3d == ("InterHand26M", "ReInterHand") and config.trainset_2d == ()
+    assert (config.augmentation.rot, config.augmentation.scale, config.augmentation.color) == (10.0, 0.0, 0.1)
+    assert config.body_backbone == "resnet18" and config.frames.crop == (256, 192)
+    assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"lrr": 1}, "did you mean lr"),
+        ({"lr": "fast"}, "lr cannot be 'fast'"),
+        ({"lr": float("nan")}, "lr cannot be"),
+        ({"end_epoch": 1.5}, "end_epoch cannot be 1.5"),
+        ({"end_epoch": True}, "end_epoch cannot be True"),
+        ({"frames": 3}, "frames cannot be 3"),
+        ({"frames": {"crop": [1, "x"]}}, "crop cannot be 'x'"),
+        ({"sync_bn": "maybe"}, "sync_bn cannot be 'maybe'"),
+        ({"trainset_2d": 7}, "trainset_2d cannot be 7"),
+    ],
+)
+def test_values_that_make_no_sense_are_named(changes: dict, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        change_config(Config(), changes, "the file")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    ["--lr 0", "--train_batch_size 5 --accumulate 2", "--amp fp8", "--body_backbone vgg", "--frames hand=100,100"]
+    + ["--frames hand_hm=4,4", "--frames crop", "--end_epoch 0", "--config /nowhere.json"],
+)
+def test_options_that_make_no_sense_are_refused(argv: str) -> None:
+    with pytest.raises(UserError):
+        read_config(program.parse_args(argv.split()))
+
+
+def test_learning_rate_falls_as_published() -> None:
+    """1e-4, a tenth of it from epoch 4."""
+    rates = [program.learning_rate(Config(), epoch) for epoch in range(7)]
+    assert rates == pytest.approx([1e-4] * 4 + [1e-5] * 3)
+
+
+def test_log_on_a_full_disk_says_so(tmp_path: Path) -> None:
+    """/dev/full is always full."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    log = TrainLog(tmp_path, (0, 0), 10)
+    log._losses = open("/dev/full", "w")  # noqa: SIM115
+    with pytest.raises(UserError, match="free some space"):
+        log.step(0, 0, {"total": 1.0})
+
+
+def test_sheet_shows_what_cannot_be_drawn_as_nothing(toy: Path, tmp_path: Path) -> None:
+    """A network in its first steps predicts anything; the sheet must not stop the training."""
+    from common.utils.sheets import draw_sheet
+
+    args = program.parse_args(options(toy, tmp_path))
+    made = build_training(args, PLACE, read_config(args), None)
+    made.log.close()
+    sample, _ = next(timed_batches(made, Progress(0, 0)))
+    result = program.train_step(made, sample)
+    prediction, faces = result.predictions[0], made.parts.model.mano_layer.faces
+    wild = prediction._replace(
+        joints_hand_hm=prediction.joints_hand_hm * torch.inf,
+        vertices_rel=prediction.vertices_rel * torch.nan,
+        box_sizes_body_hm=prediction.box_sizes_body_hm * -1e30,
+    )
+    sheets = [draw_sheet(result.images[0], p, result.targets[0], faces, made.config.frames) for p in (prediction, wild)]
+    assert [sheet.shape for sheet in sheets] == [(2 * 128, 4 * 96, 3)] * 2
+    crop = (result.images[0][0].permute(1, 2, 0) * 255).round().byte().numpy()
+    assert np.array_equal(sheets[1][:128, :96], crop)
