@@ -213,7 +213,10 @@ def test_hands_out_of_view(mano):
     estimate, truth = make_truth(mano, hand_types=(2, 2, 2, 2))
     gone = torch.tensor([[1.0, 1], [1, 1], [1, 1], [1, 0]])
     truth = truth._replace(vertices_valid=gone, vertices_cam=truth.vertices_cam * gone[..., None, None])
-    values = evaluated("ReInterHand", mano, estimate, truth)
+    evaluator = evaluator_of("ReInterHand", mano)
+    evaluator.update(range(4), estimate, truth)
+    values, table = evaluator.compute(), evaluator.table()
+    assert np.isnan([table[name][3] for name in ("mpvpe_left", "mpjpe_left", "rrve")]).all()
     size = float(estimate.vertices_rel[3, LEFT].norm(dim=-1).mean()) * 1000
     assert values["MPVPE"] == pytest.approx(size / 8, rel=1e-3) and values["RRVE"] == pytest.approx(size / 8, rel=1e-3)
     assert values["MPJPE"] > 5

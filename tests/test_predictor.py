@@ -206,7 +206,7 @@ def test_a_published_file_needs_no_config(golden_snapshot, mano_folder, image):
 def test_a_config_of_another_version(small_snapshot, mano_folder, tmp_path):
     content = torch.load(small_snapshot, weights_only=True)
     for config in (
-        {"body_backbone": "resnet18"},
+        {**content["config"], "frames": 3},
         {**content["config"], "surprise": 1},
         {**content["config"], "body_backbone": "x"},
     ):
