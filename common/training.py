@@ -16,11 +16,21 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from common.criterion import InterWildLoss
-from common.distributed import FolderLock, Place, from_all, from_main, main_first
+from common.distributed import FolderLock, Place, barrier, from_all, from_main, main_first
 from common.errors import UserError
 from common.logger import TrainLog
 from common.nets.mano import TwoHandMano
-from common.snapshots import Parts, Progress, Start, newest_whole, prepare_folder, read_start, restore, tell
+from common.snapshots import (
+    Parts,
+    Progress,
+    Start,
+    newest_whole,
+    prepare_folder,
+    read_start,
+    restore,
+    save_progress,
+    tell,
+)
 from common.types import Prediction, Sample, Targets
 from common.utils.files import make_folder, write_image
 from common.utils.mano_files import read_hand_models
@@ -49,6 +59,15 @@ class Training:
         """Print and write down, in the main process."""
         if self.log:
             self.log.say(text)
+
+    def close(self) -> None:
+        """End the loader workers and the log."""
+        # Python would end workers by SIGTERM, which they ignore (see `start_worker`), and wait for them for ever.
+        iterator = self.loader._iterator  # there where workers persist
+        if iterator is not None:
+            iterator._shutdown_workers()
+        if self.log:
+            self.log.close()
 
 
 @dataclass
@@ -197,6 +216,23 @@ def start_worker(worker: int) -> None:
 
 
 # ---- Beside the loop ----
+
+
+def save(run: Training, progress: Progress) -> None:
+    """Write a checkpoint, in the main process, and wait for it in the others.
+
+    Raises:
+        UserError: it cannot be written, or would hold numbers that are not finite.
+    """
+    if run.log:
+        values = [value for value in run.parts.model.state_dict().values() if value.is_floating_point()]
+        if not torch.stack([value.isfinite().all() for value in values]).all():
+            raise UserError(
+                f"weights or batch norm statistics are not finite before epoch {progress.epoch}, step {progress.step}; "
+                "lower --lr; the last checkpoint is from before that, --continue goes on there"
+            )
+        save_progress(run.args.output / "model_dump", progress, run.parts, run.config, **run.origin)
+    barrier(run.place)
 
 
 def timed_batches(run: Training, now: Progress) -> Iterator[tuple[Sample, float]]:

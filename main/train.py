@@ -100,8 +100,7 @@ def train(args: argparse.Namespace, place: "Place") -> int:
             "--train_batch_size"
         ) from None
     finally:
-        if run.log:
-            run.log.close()
+        run.close()
     return 0
 
 
@@ -109,9 +108,8 @@ def train_epoch(run: "Training", now: "Progress", stop: "StopSignal") -> "Progre
     """Train to the end of an epoch, or until asked to stop. Returns the step that comes next."""
     from tqdm import tqdm
 
-    from common.distributed import barrier
-    from common.snapshots import Progress, save_progress
-    from common.training import show, timed_batches
+    from common.snapshots import Progress
+    from common.training import save, show, timed_batches
 
     args, steps = run.args, run.sampler.steps_per_epoch
     lr = learning_rate(run.config, now.epoch)
@@ -135,9 +133,7 @@ def train_epoch(run: "Training", now: "Progress", stop: "StopSignal") -> "Progre
 
             following = Progress(now.epoch, step + 1) if step + 1 < steps else Progress(now.epoch + 1, 0)
             if following.step % args.save_every == 0 or stop.asked_of_all:  # an epoch's end is step 0 of the next
-                if run.log:
-                    save_progress(args.output / "model_dump", following, run.parts, run.config, **run.origin)
-                barrier(run.place)
+                save(run, following)
             if stop.asked_of_all:
                 return following
     took = time.monotonic() - begun

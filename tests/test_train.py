@@ -264,7 +264,19 @@ def test_two_processes_do_what_one_does_in_two_parts_and_end_together(toy: Path,
     assert list_snapshots(two / "model_dump")[0][0] in (last, Progress(last.epoch + 1, 0))
 
 
-# ---- Not finite ----
+# ---- Not finite, not readable ----
+
+
+def test_unreadable_sample_ends_it_with_its_name(toy: Path, tmp_path: Path) -> None:
+    """Also the loader workers end: it would else never return."""
+    shutil.copytree(toy / "data", tmp_path / "data")
+    for path in (tmp_path / "data" / "MSCOCO" / "images" / "train2017").iterdir():
+        path.write_bytes(b"no picture")
+    command = [sys.executable, ROOT / "main" / "train.py"]
+    command += options(toy, tmp_path, "--workers", "1", "--data", str(tmp_path / "data"))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "error: MSCOCO 1" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 def test_nan_in_a_target_names_step_term_and_sample(
