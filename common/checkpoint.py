@@ -7,6 +7,7 @@ they are read with `weights_only=True`, and they must fit the network exactly.
 
 import pickle
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
+from common.errors import UserError, explain_failure
 from common.utils.files import atomic_path, make_folder
 
 PREFIX = "module."
@@ -23,10 +24,14 @@ PREFIX = "module."
 UNUSED = ("hand_trans_net.backbone.conv1.", "hand_trans_net.backbone.bn1.")
 # Keys a file may have too many: buffers of the licensed hand model, which some published files hold.
 FOREIGN = "mano_layer"
+NAMED = 6  # keys in a message, of each kind of misfit
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, whole: bool = True) -> dict[str, Any]:
     """Read a checkpoint as tensors, numbers, texts and containers; nothing in it is run.
+
+    Args:
+        whole: see that the content has its checksums, which loading alone would not notice.
 
     Returns:
         The file's dictionary; `network` is {name without `module.`: tensor on the CPU}.
@@ -35,8 +40,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: missing, unreadable, truncated, or anything but a checkpoint.
     """
     try:
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            _check_archive(path, whole)
         # Memory-mapping skips the optimizer's two thirds of the file where only the network is wanted.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"checkpoint not found: {path}; put it there or name it with --checkpoint") from None
     except OSError as error:
@@ -51,7 +61,38 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     network = content.get("network") if isinstance(content, dict) else None
     if not isinstance(network, Mapping) or not all(isinstance(value, Tensor) for value in network.values()):
         raise UserError(f"checkpoint {path} is not of this system: it has no 'network' of tensors")
-    return {**content, "network": {str(key).removeprefix(PREFIX): value for key, value in network.items()}}
+    named = {str(key).removeprefix(PREFIX): value for key, value in network.items()}
+    if len(named) < len(network):
+        raise UserError(f"checkpoint {path} holds a tensor twice, with and without {PREFIX!r}")
+    return {**content, "network": named}
+
+
+def _check_archive(path: Path, whole: bool) -> None:
+    """Raises UserError if a zip archive would unpack to more than it is, or does not have its checksums."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise UserError(f"refused checkpoint {path}: it is compressed, which PyTorch's files never are; unpack it")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise UserError(f"checkpoint {path} is damaged: its entries are larger than the file")
+        if whole and (damaged := archive.testzip()):
+            raise UserError(f"checkpoint {path} is damaged: {damaged} in it does not have its checksum")
+
+
+def check_tensor(name: str, found: Any, like: Tensor) -> None:
+    """See that a tensor of a file can take the place of `like`.
+
+    Raises:
+        ValueError: it has another shape, is not a plain tensor, or holds another kind of numbers.
+    """
+    if not isinstance(found, Tensor) or found.shape != like.shape:
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"{name} is {shape}, expected {tuple(like.shape)}")
+    plain = found.layout == torch.strided and not found.is_quantized and not found.is_meta and not found.is_nested
+    same = found.is_floating_point() == like.is_floating_point() and not found.is_complex()
+    if not plain or not same or (found.dtype == torch.bool) != (like.dtype == torch.bool):
+        kind = str(found.dtype).removeprefix("torch.") if plain else "not a plain tensor"
+        raise ValueError(f"{name} is {kind}, expected {str(like.dtype).removeprefix('torch.')}")
 
 
 def load_network(model: nn.Module, network: Mapping[str, Tensor], path: Path) -> list[str]:
@@ -66,16 +107,26 @@ def load_network(model: nn.Module, network: Mapping[str, Tensor], path: Path) ->
         The keys passed over, see `UNUSED` and `FOREIGN`.
 
     Raises:
-        UserError: names every missing, unexpected or misshapen key.
+        UserError: names missing and unexpected keys, and those of another shape or kind of numbers.
     """
     own = model.state_dict()
     missing = [key for key in own if key not in network and not key.startswith(UNUSED)]
     unexpected = [key for key in network if key not in own and FOREIGN not in key]
-    misshapen = [key for key in own if key in network and own[key].shape != network[key].shape]
+    misfits = []
+    for key in own:
+        if key in network:
+            try:
+                check_tensor(key, network[key], own[key])
+            except ValueError as error:
+                misfits.append(str(error))
     problems = [
-        *_named("missing", missing, own),
-        *_named("unexpected", unexpected, network),
-        *(f"{key} is {tuple(network[key].shape)}, expected {tuple(own[key].shape)}" for key in misshapen),
+        f"{problem} {', '.join(names[:NAMED])}" + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        for problem, names in (
+            ("missing", _by_part(missing, own)),
+            ("unexpected", _by_part(unexpected, network)),
+            ("of another kind", misfits),
+        )
+        if names
     ]
     if problems:
         raise UserError(f"checkpoint {path} does not fit this network: {'; '.join(problems)}")
@@ -84,24 +135,16 @@ def load_network(model: nn.Module, network: Mapping[str, Tensor], path: Path) ->
     return [key for key in own if key not in network] + [key for key in network if key not in own]
 
 
-def _named(problem: str, keys: list[str], of: Iterable[str]) -> list[str]:
-    """One text that names the keys; a part of the network which is affected as a whole is named as `part.* (count)`."""
-    if not keys:
-        return []
+def _by_part(keys: list[str], of: Iterable[str]) -> list[str]:
+    """Keys; a part of the network which is affected as a whole comes first, as `part.* (count)`."""
 
     def part(key: str) -> str:
         return key.split(".")[0]
 
     affected = set(keys)
     spared = {part(key) for key in of if key not in affected and not key.startswith(UNUSED)}
-    whole = {part(key) for key in of} - spared
-    names = [key for key in keys if part(key) not in whole]
-    names += [
-        f"{name}.* ({sum(part(key) == name for key in keys)})"
-        for name in dict.fromkeys(map(part, keys))
-        if name in whole
-    ]
-    return [f"{problem} {', '.join(names)}"]
+    whole = Counter(part(key) for key in keys if part(key) not in spared)
+    return [f"{name}.* ({count})" for name, count in whole.items()] + [key for key in keys if part(key) in spared]
 
 
 def save_checkpoint(path: Path, model: nn.Module, epoch: int, **more: Any) -> None:
@@ -122,6 +165,8 @@ def save_checkpoint(path: Path, model: nn.Module, epoch: int, **more: Any) -> No
         try:
             torch.save({"epoch": epoch, "network": network, "optimizer": {}, **more}, temporary)
         except RuntimeError as error:  # how torch reports a write that failed half-way
+            if explain_failure(error):  # and other things
+                raise
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"cannot write {path}: the disk may be full, or the file too large for it ({reason})"

@@ -27,6 +27,6 @@ def parse_devices(text: str | None) -> list[torch.device]:
     unknown = sorted({index for index in indices if index >= count})
     if unknown:
         have = f"GPUs 0 to {count - 1}" if count else "no CUDA GPU that PyTorch can use"
-        names = ", ".join(map(str, unknown))
+        names = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
         raise UserError(f"--gpu {text}: there is no GPU {names}; this machine has {have}; --gpu cpu works everywhere")
     return [torch.device("cuda", index) for index in dict.fromkeys(indices)]

@@ -1,24 +1,100 @@
 """The one exception for failures a user can cause, and the one place that turns it into a line and an exit code."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+
+FAILED, STOPPED = 2, 130  # exit codes
+# A picture of more pixels is taken for a bomb: 3/4 GB when decoded, by each thread or loader worker that meets it.
+MAX_PIXELS = 1 << 28
+# How libraries say that memory has run out, where they do not raise MemoryError.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "failed to allocate", "bad_alloc")
+
+
+NO_MEMORY = "memory does not suffice; try smaller batches or pictures, fewer workers, or other devices"
+WORKER_KILLED = "a loader worker was killed, perhaps for lack of memory; use fewer --workers"
 
 
 class UserError(Exception):
     """A failure the user can mend. Its text is one line which says what is wrong and what to do."""
 
 
+def one_line(text: str) -> str:
+    """What cannot be printed in a line as an escape: file names may hold line breaks, and codes for terminals."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def run_main(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and leave the process.
 
-    Exit code: what `main` returns (None is 0); 2 with one line on stderr for a `UserError`; 130 after Ctrl-C.
+    Exit code: what `main` returns (None is 0); 2 with one line on stderr for a `UserError`, for lack of memory and for
+    what the system refuses; 130 after Ctrl-C; 143 after SIGTERM, 129 after SIGHUP, where `main` does not handle them;
+    141 if the reader of the output has gone.
     """
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))  # OpenCV reads it when it is loaded
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _leave)
+    sys.exit(_run(main))
+
+
+def _run(main: Callable[[], int | None]) -> int:
     try:
         code = main() or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()  # now, and not at the very end, where a failure cannot be told
+        return code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
+        return _fail(str(error))
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        code = 130
-    sys.exit(code)
+        return _fail("stopped", STOPPED, "")
+    except BrokenPipeError:  # e.g. `... | head`
+        _drop_output()
+        return 128 + 13
+    except OSError as error:
+        if is_out_of_memory(error):
+            return _fail(NO_MEMORY)
+        about = f"{error.filename}: " if error.filename else ""
+        if not about:
+            _drop_output()  # it may be what cannot be written, e.g. to a full disk
+        return _fail(f"{about}{error.strerror or error}")
+    except Exception as error:
+        text = explain_failure(error)
+        if text is None:
+            raise
+        return _fail(text)
+
+
+def explain_failure(error: BaseException) -> str | None:
+    """What to tell of an exception that comes from the machine and not from a bug; None if it may be one."""
+    if is_out_of_memory(error):
+        return NO_MEMORY
+    # PyTorch raises this wherever the program just is when a worker dies.
+    return WORKER_KILLED if isinstance(error, RuntimeError) and "DataLoader worker" in str(error) else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception, of whichever library, says that memory has run out."""
+    text = str(error)[:100_000].lower()
+    return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)
+
+
+def _fail(text: str, code: int = FAILED, prefix: str = "error: ") -> int:
+    with suppress(OSError, ValueError):  # the terminal has gone
+        print(f"{prefix}{one_line(text)}", file=sys.stderr, flush=True)
+    return code
+
+
+def _leave(number: int, frame: object) -> None:
+    """End as after an error, so that half-written files are cleared away."""
+    for other in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(other, signal.SIG_DFL)  # the second time at once
+    raise SystemExit(128 + number)
+
+
+def _drop_output() -> None:
+    """Let what is still to be written go nowhere, as Python would try at the very end."""
+    with suppress(OSError, ValueError, AttributeError):  # there is no such file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from common.checkpoint import load_network, read_checkpoint
+from common.config_options import config_of_checkpoint
 from common.errors import UserError
 from common.nets.mano import TwoHandMano
 from common.options import HAND_MODES, MANO_FOLDER
@@ -29,8 +30,8 @@ from common.utils.camera import Camera, place_before_camera
 from common.utils.heatmaps import bin_to_depth
 from common.utils.images import load_image, warp_image
 from common.utils.mano_files import read_hand_models
-from main.config import Config, config_from_dict
-from main.model import InterWild, build_model
+from main.config import Config
+from main.model import InterWild, build_model, prepare_inference
 
 # With `hand="auto"`, two boxes that overlap by more than this are taken for one hand seen twice.
 SAME_HAND_IOU = 0.8
@@ -115,7 +116,7 @@ class HandPredictor:
     """Photos -> `PhotoHands`.
 
     Args:
-        model: on its device, in evaluation mode.
+        model: moved to the device and into evaluation mode.
         config: the model's.
         devices: several GPUs share each batch.
     """
@@ -123,7 +124,7 @@ class HandPredictor:
     def __init__(self, model: InterWild, config: Config, devices: Sequence[torch.device]) -> None:
         self.config = config
         self.device = devices[0]
-        self.model = model.to(self.device).eval()
+        self.model = prepare_inference(model, self.device)
         self.network = nn.DataParallel(self.model, list(devices)) if len(devices) > 1 else self.model
         self.hand_model_name = model.mano_layer.name
         self.faces = model.mano_layer.faces.cpu().numpy()  # (2, 1538, 3) triangles of vertex indices
@@ -149,11 +150,8 @@ class HandPredictor:
             devices = ["cuda:0" if torch.cuda.is_available() else "cpu"]
         hands = read_hand_models(Path(mano))
         content = read_checkpoint(Path(checkpoint))
-        try:
-            config = config_from_dict(content["config"]) if "config" in content else Config()
-            model = build_model(config, TwoHandMano(*hands))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"checkpoint {checkpoint}: its config is not of this version ({error})") from None
+        config = config_of_checkpoint(content, Path(checkpoint)) or Config()
+        model = build_model(config, TwoHandMano(*hands))
         load_network(model, content["network"], Path(checkpoint))
         return cls(model, config, [torch.device(device) for device in devices])
 

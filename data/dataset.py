@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from common.errors import UserError
+from common.errors import WORKER_KILLED, UserError
 from common.types import Annotation, EvalSample, Sample
 from common.utils.augment import Augmentation, AugmentationRange, draw_augmentation
 from common.utils.frames import Frames
@@ -232,11 +232,17 @@ def init_worker(worker: int) -> None:
 
 
 def one_line_errors(batches: Iterable[T]) -> Iterator[T]:
-    """Pass batches on; a worker's `UserError`, which arrives wrapped in its traceback, becomes one line again."""
+    """Pass batches on; a worker's `UserError`, which arrives wrapped in its traceback, becomes one line again.
+
+    Raises:
+        UserError: also if a worker was killed.
+    """
     try:
         yield from batches
     except UserError as error:
         raise UserError(str(error).strip().rsplit(f"{UserError.__name__}: ", 1)[-1]) from None
+    except (EOFError, ConnectionError):  # of the pipe from a worker
+        raise UserError(WORKER_KILLED) from None
 
 
 def to_device(batch: T, device: torch.device) -> T:

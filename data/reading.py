@@ -1,5 +1,6 @@
 """Reading what others wrote: JSON and ply files, checked, with messages that name the place."""
 
+import io
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,10 +17,21 @@ T = TypeVar("T")
 # Python's json module, with which most annotation files were written, knows three numbers that JSON does not.
 _NOT_JSON = re.compile(rb"(?<=[\[,:\s])-?(?:NaN|Infinity)(?=[\],}\s])")
 
+# What decoding raises: the file is no JSON or of another shape, no UTF-8, or nested without end.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
-def vector(length: int) -> Any:
+# Numbers that columns can hold, and that mean something: no coordinate, mm or px, is as large as this.
+LARGEST = 1e9
+Number = Annotated[float, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=LARGEST)]
+EntryId = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+FileName = Annotated[str, msgspec.Meta(min_length=1)]
+Pixels = Annotated[int, msgspec.Meta(ge=1, le=2**20)]  # a side of a picture
+
+
+def vector(length: int, item: Any = Number) -> Any:
     """The type of a JSON list of `length` numbers."""
-    return Annotated[list[float], msgspec.Meta(min_length=length, max_length=length)]
+    return Annotated[list[item], msgspec.Meta(min_length=length, max_length=length)]
 
 
 def matrix(rows: int, columns: int) -> Any:
@@ -57,6 +69,19 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:  # a path that no file can have
+        raise UserError(f"cannot read {path}: {error}") from None
+
+
+def path_in(folder: Path, name: str) -> Path:
+    """Where an annotation says that a file of its data set lies.
+
+    Raises:
+        UserError: it leads out of the data set's folder.
+    """
+    if not name or name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
+        raise UserError(f"its annotation names the file {name!r}, which does not lie in {folder}")
+    return folder / name
 
 
 def read_json(path: Path, type: type[T]) -> T:
@@ -75,12 +100,24 @@ def read_json(path: Path, type: type[T]) -> T:
             if not _NOT_JSON.search(data):
                 raise
             return msgspec.json.decode(_NOT_JSON.sub(b"null", data), type=type)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: {explain(error)}") from None
+
+
+def by_id(images: Iterable[T], path: Path) -> dict[int, T]:
+    """The entries of a list of images, by their `id`. Raises UserError if one is there twice."""
+    found: dict[int, T] = {}
+    for image in images:
+        if image.id in found:
+            raise UserError(f"{path}: the image id {image.id} is there twice")
+        found[image.id] = image
+    return found
 
 
 def explain(error: Exception) -> str:
     """An error's message for people: what a decoder calls null may be a NaN in the file."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     return str(error).replace("`", "").replace("got null", "got null or NaN")
 
 
@@ -92,9 +129,12 @@ def read_mesh(path: Path, vertex_count: int) -> np.ndarray:
     """
     import trimesh
 
-    read_file(path)  # for the message
+    data = read_file(path)
     try:
-        vertices = np.asarray(trimesh.load(path, process=False).vertices, np.float64)
+        # From memory and as a ply whatever it is called: by its name trimesh would try other formats, and beside a
+        # path open the textures that a file names.
+        mesh = trimesh.load(io.BytesIO(data), file_type="ply", process=False)
+        vertices = np.asarray(mesh.vertices, np.float64)
     except Exception as error:  # trimesh raises whatever its parsing runs into
         raise UserError(f"{path}: it is no ply file, or it is damaged ({type(error).__name__}: {error})") from None
     if vertices.shape != (vertex_count, 3):

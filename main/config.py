@@ -33,6 +33,7 @@ class Config:
     body_backbone: str = "resnet50"
     hand_backbone: str = "resnet50"
     trans_backbone: str = "resnet18"
+    box_channels: int = 256  # width of the box detector's head
     frames: Frames = field(default_factory=default_frames)
     hand_box_extension: float = 2.0  # the predicted hand box is enlarged by this before it is cropped
 
@@ -69,8 +70,10 @@ class Config:
 # Changes to the defaults, by name. "small" learns on two CPU cores within minutes.
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {
-        "body_backbone": "resnet18",
-        "hand_backbone": "resnet18",
+        "body_backbone": "resnet10_half",
+        "hand_backbone": "resnet10_half",
+        "trans_backbone": "resnet10_half",
+        "box_channels": 64,
         "frames": {
             "crop": [256, 192],
             "body": [128, 96],
@@ -80,8 +83,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "pair_hm": [32, 32],
             "pair_bins": 32,
         },
-        "lr": 5e-4,
-        "train_batch_size": 8,
+        "lr": 1e-3,
+        "train_batch_size": 16,
         "test_batch_size": 16,
     },
 }

@@ -77,6 +77,16 @@ def test_a_checkpoint_of_another_network(small_model, tmp_path):
     assert len(message) < 600
 
 
+def test_a_half_fitting_checkpoint(small_model, tmp_path):
+    """Of hundreds of keys a few are named, and how many more there are."""
+    network = {key: value[None] for key, value in list(small_model.state_dict().items())[::2]}
+    with pytest.raises(UserError) as caught:
+        load_network(small_model, network, tmp_path / "x.pth")
+    message = str(caught.value)
+    assert message.count(", expected (") == 6 and f"and {len(network) - 6} more" in message
+    assert len(message) < 1200
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match="not found.*--checkpoint"):
         read_checkpoint(tmp_path / "snapshot_6.pth")

@@ -1,9 +1,12 @@
 """Write a checkpoint of an untrained network, in the published layout: to try the demo without a trained one.
 
     python tool/make_checkpoint.py --init random
-    python tool/make_checkpoint.py --init imagenet --out start.pth
+    python tool/make_checkpoint.py --init imagenet --out other.pth
+    python tool/make_checkpoint.py --init random --preset small --heads start --out start.pth
 
 What it predicts means nothing: two hands somewhere near the middle. That it runs shows that the installation is whole.
+With --heads start it is what `train.py` begins with, given the same --init, --preset and --seed: what a training can
+be compared with.
 """
 
 import argparse
@@ -15,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common.errors import UserError, run_main  # noqa: E402
+from main.config import PRESETS  # noqa: E402
 
 if TYPE_CHECKING:
     from main.model import InterWild
@@ -28,14 +32,17 @@ def main() -> None:
     import torch
 
     from common.checkpoint import save_checkpoint
+    from common.config_options import change_config
     from main.config import Config, config_to_dict
     from main.model import build_model, init_trunks
 
+    config = change_config(Config(), PRESETS[args.preset] if args.preset else {}, "the preset")
     torch.manual_seed(args.seed)
-    model = build_model(Config(), mano=None)
+    model = build_model(config, mano=None)
     init_trunks(model, args.init)
-    show_something(model)
-    save_checkpoint(args.out, model, epoch=0, config=config_to_dict(Config()))
+    if args.heads == "visible":
+        show_something(model)
+    save_checkpoint(args.out, model, epoch=0, config=config_to_dict(config))
     print(f"wrote {args.out}: an untrained network ({args.init} trunks, random heads)")
 
 
@@ -76,6 +83,10 @@ def show_something(model: "InterWild") -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--init", choices=("imagenet", "random"), default="imagenet", help="trunks (default: imagenet)")
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="another network; small: for a CPU")
+    parser.add_argument(
+        "--heads", choices=("visible", "start"), default="visible", help="varied, or as a training starts with"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
     parser.add_argument(
         "--out",

@@ -9,7 +9,8 @@ files, or of their stand-in (python tool/make_standin_hand.py). The same command
 
 --train and --test count samples a data set. ReInterHand counts pictures of its default kind (Mugsy cameras,
 envmap_per_frame); its other kinds are written as well, about twice as many again. --scale 0.5 halves the pictures'
-sides, but for HIC, whose camera is fixed.
+sides, but for HIC, whose camera is fixed. --variety 0.3 makes hands differ less, which a small network learns sooner:
+more at rest, upright, side by side, seen from less far around.
 
 Each data set replaces older toy data whole or not at all. A folder which holds something else is left alone.
 Exit code: 0; 2 with one line on stderr if something cannot be read or written.
@@ -54,7 +55,7 @@ def main() -> None:
     for name in names:
         total = {"HIC": args.test, "ReInterHand": toy_reinterhand.pictures(args.train, args.test)}
         with tqdm(total=total.get(name, args.train + args.test), desc=name, unit="picture") as bar:
-            plan = Plan(rig, skin, args.seed, args.train, args.test, args.scale, bar.update)
+            plan = Plan(rig, skin, args.seed, args.train, args.test, args.scale, args.variety, bar.update)
             writers[name].write(args.out / name, plan)
         print(f"wrote {args.out / name}: toy data of {rig.mano.name}")
 
@@ -71,6 +72,8 @@ def check_args(args: argparse.Namespace) -> list[str]:
         raise UserError("--seed: not below 0")
     if not 0.1 <= args.scale <= 4:
         raise UserError("--scale: between 0.1 and 4")
+    if not 0 <= args.variety <= 1:
+        raise UserError("--variety: between 0 and 1")
     return names
 
 
@@ -82,6 +85,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--test", type=int, default=50, help="test samples a data set (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
     parser.add_argument("--scale", type=float, default=1.0, help="of the pictures' size (default: 1)")
+    parser.add_argument("--variety", type=float, default=1.0, help="of poses and views, 0 to 1 (default: 1)")
     parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help="folder of the MANO files or their stand-in")
     return parser.parse_args()
 

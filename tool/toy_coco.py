@@ -115,10 +115,10 @@ def _draw_scene(rng: np.random.Generator, plan: Plan) -> _Scene:
     focal = np.round(np.full(2, rng.uniform(600, 1300)), 3)
     present = sample_present(rng, 0.75)
     if rng.random() < 0.5:
-        hands = sample_hands(rng, plan.rig, present)
+        hands = sample_hands(rng, plan.rig, present, variety=plan.variety)
     else:
         wrists = np.array([[-0.2, 0.05, 0], [0.2, 0.05, 0]]) + rng.normal(0, 0.07, (2, 3)) * (1, 1.2, 0.6)
-        hands = sample_hands_apart(rng, plan.rig, present, wrists)
+        hands = sample_hands_apart(rng, plan.rig, present, wrists, plan.variety)
     princpt = np.round(np.array(size[::-1]) / 2 + rng.normal(0, 2, 2), 3)
     view = View(CaptureCamera(focal, princpt, np.eye(3), np.zeros(3)), size)
     at = np.array([size[1] * rng.uniform(0.38, 0.62), size[0] * rng.uniform(0.5, 0.72)])

@@ -38,6 +38,7 @@ class Plan(NamedTuple):
     train: int  # samples
     test: int
     scale: float  # of the pictures' size
+    variety: float  # of poses and views, 0 to 1
     tick: Callable[[], None]  # called after each picture
 
 
@@ -77,16 +78,34 @@ def toy_folder(folder: Path) -> Iterator[Path]:
     check_folder(folder)
     make_folder(folder)
     staging = folder / PARTIAL
-    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
-    make_folder(staging)
+    with _alone(folder):
+        shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
+        make_folder(staging)
+        try:
+            yield staging
+            check_folder(folder)
+            _publish(staging, folder)
+        except OSError as error:
+            raise UserError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a second command out. The lock is on the folder itself, so that no file of it stays behind."""
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        yield staging
-        check_folder(folder)
-        _publish(staging, folder)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(
+            f"another command writes toy data into {folder}; wait for it, or choose another --out"
+        ) from None
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _publish(staging: Path, folder: Path) -> None:

@@ -48,8 +48,9 @@ def write(folder: Path, plan: Plan) -> None:
 
 def _write_sample(data: Path, plan: Plan, k: int) -> tuple[dict[str, Any], dict[str, Any]]:
     rng = generator(plan, SET, k)
-    hands = sample_hands(rng, plan.rig, sample_present(rng, 0.65))
-    turn, _ = look_at(np.array([rng.normal(0, 0.5), rng.normal(-0.2, 0.4), -1.0]), np.zeros(3), rng.normal(0, 0.2))
+    hands = sample_hands(rng, plan.rig, sample_present(rng, 0.65), variety=plan.variety)
+    eye = plan.variety * np.array([rng.normal(0, 0.5), rng.normal(-0.2, 0.4), 0]) - (0, 0, 1)
+    turn, _ = look_at(eye, np.zeros(3), rng.normal(0, 0.2 * plan.variety))
     hands = move_hands(hands, turn, rng.normal(0, 0.03, 3) + (0, 0, rng.uniform(0.5, 0.72)))
     names = TWO_HANDS if hands.present.all() else ONE_HAND
     sequence, frame = names[k % len(names)], 1 + 5 * (k // len(names))

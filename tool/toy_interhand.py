@@ -63,11 +63,11 @@ class _Split:
         rng = self._random(0, capture)
         views = {}
         for name in CAMERAS:
-            yaw, pitch = np.radians(rng.uniform(-65, 65)), np.radians(rng.uniform(-30, 45))
+            yaw, pitch = self.plan.variety * np.radians((rng.uniform(-65, 65), rng.uniform(-30, 45)))
             towards = np.array([np.sin(yaw) * np.cos(pitch), -np.sin(pitch), -np.cos(yaw) * np.cos(pitch)])
             target = CENTRE + rng.normal(0, 0.015, 3)
             eye = np.round(target + rng.uniform(0.95, 1.2) * towards, 7)
-            rotation = np.round(look_at(eye, target, rng.normal(0, 0.12))[0], 8)
+            rotation = np.round(look_at(eye, target, rng.normal(0, 0.12 * self.plan.variety))[0], 8)
             size = SIZE[::-1] if rng.random() < 0.12 else SIZE
             focal = np.round(rng.normal(1270, 8) + rng.normal(0, 0.5, 2), 4)
             princpt = np.round(np.array(size[::-1]) / 2 + rng.normal(0, 5, 2), 4)
@@ -92,7 +92,7 @@ class _Split:
 
     def _new_moment(self, rng: np.random.Generator, k: int) -> None:
         capture, frame = k % 2, 1000 + 6 * k
-        hands = sample_hands(rng, self.plan.rig, sample_present(rng, 0.55))
+        hands = sample_hands(rng, self.plan.rig, sample_present(rng, 0.55), variety=self.plan.variety)
         hands = move_hands(hands, np.eye(3), CENTRE + rng.normal(0, 0.01, 3))
         valid = np.repeat(hands.present, len(JOINTS))
         if rng.random() < 0.1:  # some joints could not be annotated

@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.types import LEFT, RIGHT
 from common.utils.camera import Camera, project_capture
 from common.utils.joints import FINGERS, JOINTS
-from common.utils.render import HandMesh, rasterize, vertex_normals
+from common.utils.raster import HandMesh, rasterize, vertex_normals
 from common.utils.toy_scene import HandRig, Hands, View, to_cam
 
 SKIN_RGB = np.array(

@@ -98,7 +98,7 @@ class _Capture:
         ratios: dict[str, dict[str, float]] = {envmap: {} for envmap in ENVMAPS}
         for k in range(frames):
             rng = generator(self.plan, *self.numbers, 1, k)
-            hands = sample_hands(rng, self.plan.rig, (True, True), self.betas)
+            hands = sample_hands(rng, self.plan.rig, (True, True), self.betas, self.plan.variety)
             hands = move_hands(hands, np.eye(3), CENTRE + rng.normal(0, 0.012, 3))
             frame = 12 + FRAME_STEP * k
             self._write_fits(frame, hands)

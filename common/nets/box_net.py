@@ -15,7 +15,7 @@ class BoxNet(nn.Module):
         channels: width of the transposed convolutions.
     """
 
-    def __init__(self, in_channels: int, channels: int = 256) -> None:
+    def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
         self.deconv = deconv_bn_relu([in_channels, channels, channels, channels])
         self.bbox_center = nn.Sequential(nn.Conv2d(channels, 2, 1))

@@ -1,4 +1,4 @@
-"""ResNet trunks: torchvision's networks without pooling and classifier, their parameter names unchanged."""
+"""ResNet trunks: torchvision's networks without pooling and classifier, their parameter names kept; and a small one."""
 
 from pathlib import Path
 from urllib.error import URLError
@@ -9,8 +9,36 @@ from torchvision.models import resnet
 
 from common.errors import UserError
 
+
+class SmallResNet(nn.Module):
+    """One of torchvision's basic blocks a stage, half of a ResNet-18's widths: for CPUs.
+
+    Its parts have the names of torchvision's networks. There are no ImageNet weights of it.
+    """
+
+    def __init__(self, weights: None = None, widths: tuple[int, ...] = (32, 64, 128, 256)) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, widths[0], 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = nn.Sequential(resnet.BasicBlock(widths[0], widths[0]))
+        self.layer2, self.layer3, self.layer4 = (
+            nn.Sequential(resnet.BasicBlock(narrow, wide, 2, _shortcut(narrow, wide)))
+            for narrow, wide in zip(widths[:-1], widths[1:], strict=True)
+        )
+        for module in self.modules():  # as torchvision initialises its own
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _shortcut(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride=2, bias=False), nn.BatchNorm2d(out_channels))
+
+
 # name -> (torchvision's builder, the ImageNet weights training starts from, output channels)
 TRUNKS = {
+    "resnet10_half": (SmallResNet, None, 256),
     "resnet18": (resnet.resnet18, resnet.ResNet18_Weights.IMAGENET1K_V1, 512),
     "resnet34": (resnet.resnet34, resnet.ResNet34_Weights.IMAGENET1K_V1, 512),
     "resnet50": (resnet.resnet50, resnet.ResNet50_Weights.IMAGENET1K_V2, 2048),
@@ -18,24 +46,25 @@ TRUNKS = {
 
 
 class ResNetTrunk(nn.Module):
-    """(N, 3, H, W) -> (N, C, H / 32, W / 32). Attribute `channels` is C."""
+    """(N, 3, H, W) -> (N, C, H / 32, W / 32). Attribute `channels` is C, `stem_channels` that of the stem's output."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
         build, _, self.channels = TRUNKS[name]
         network = build(weights=None)
+        self.stem_channels = network.conv1.out_channels
         self.conv1, self.bn1 = network.conv1, network.bn1
         self.relu, self.maxpool = network.relu, network.maxpool
         self.layer1, self.layer2 = network.layer1, network.layer2
         self.layer3, self.layer4 = network.layer3, network.layer4
 
     def stem(self, image: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, 64, H / 4, W / 4)."""
+        """(N, 3, H, W) -> (N, stem_channels, H / 4, W / 4)."""
         return self.maxpool(self.relu(self.bn1(self.conv1(image))))
 
     def stages(self, features: Tensor) -> Tensor:
-        """(N, 64, H, W) -> (N, C, H / 8, W / 8): layer1 to layer4."""
+        """(N, stem_channels, H, W) -> (N, C, H / 8, W / 8): layer1 to layer4."""
         return self.layer4(self.layer3(self.layer2(self.layer1(features))))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -46,9 +75,11 @@ def load_imagenet(trunk: ResNetTrunk) -> None:
     """Start a trunk from torchvision's ImageNet weights, downloaded once into PyTorch's cache.
 
     Raises:
-        UserError: the file is not in the cache and cannot be downloaded, or is damaged.
+        UserError: there are none of this trunk; the file is not in the cache and cannot be downloaded, or is damaged.
     """
     weights = TRUNKS[trunk.name][1]
+    if weights is None:
+        raise UserError(f"there are no ImageNet weights for {trunk.name}; start from random numbers with --init random")
     file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[1]
     try:
         state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True, map_location="cpu")

@@ -53,12 +53,16 @@ def convolve_heatmaps(joints: Tensor, weight: Tensor, bias: Tensor, size: tuple[
     # Kernel tap k reads cell i + k - 1; outside the map is 0, as the convolution's padding has it. (N, P, 3, H or W)
     shifted_x, shifted_y = (nn.functional.pad(g, (1, 1)).unfold(-1, g.shape[-1], 1) for g in (x, y))
 
-    taps = weight.unflatten(1, (points, depth))  # (C, P, D, 3, 3)
+    z = z * PEAK
+    taps = weight.unflatten(1, (points, depth)).flatten(-2).unbind(-1)  # 9 of (C, P, D)
     out = bias.view(1, channels, 1, 1).repeat(batch, 1, height, width).flatten(1, 2)  # (N, C * H, W)
     for column in range(3):
-        kernels = torch.einsum("npd,cpdi->npci", z * PEAK, taps[..., column])
-        # (N, P, C * H) rows, not kept by a name: the next column's would be made while they still take memory.
-        out.baddbmm_((kernels @ shifted_y).flatten(2).transpose(1, 2), shifted_x[:, :, column])
+        # One tap at a time, because the product copies it: all of the weights are more than the result for an image.
+        kernels = torch.stack([torch.einsum("npd,cpd->npc", z, taps[3 * row + column]) for row in range(3)], -1)
+        # Half of the joints at a time: the rows, (N, P, C * H), are most of the memory. They have no name, because
+        # the next ones would be made while it still held these.
+        for half in (slice(points // 2), slice(points // 2, None)):
+            out.baddbmm_((kernels[:, half] @ shifted_y[:, half]).flatten(2).transpose(1, 2), shifted_x[:, half, column])
     return out.view(batch, channels, height, width)
 
 
@@ -69,13 +73,13 @@ class TransNet(nn.Module):
     published files hold it.
     """
 
-    def __init__(self, backbone: str, joints: int, frames: Frames, channels: int = 64) -> None:
+    def __init__(self, backbone: str, joints: int, frames: Frames) -> None:
         super().__init__()
         self.frames = frames
         self.backbone = ResNetTrunk(backbone)
         self.backbone.conv1.requires_grad_(False)
         self.backbone.bn1.requires_grad_(False)
-        self.conv = conv_bn_relu(2 * joints * frames.pair_bins, channels, 3)
+        self.conv = conv_bn_relu(2 * joints * frames.pair_bins, self.backbone.stem_channels, 3)
         self.fc = nn.Sequential(nn.Linear(2 * (self.backbone.channels + 2), 3))
         init_head(self.conv)
         init_head(self.fc)

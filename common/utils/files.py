@@ -37,6 +37,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         UserError: the file cannot be written.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"cannot write {path}: it is a device or a pipe, which a file would replace; name a file")
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
         # Not `tempfile`: its files can be read by their owner alone, and would stay so.
@@ -79,7 +81,8 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
         UserError: see `atomic_write`.
     """
     text = json.dumps(content, allow_nan=False, ensure_ascii=False, default=_from_numpy)
-    atomic_write(path, (text + "\n").encode())
+    # File names that are not UTF-8 hold halves of surrogate pairs, which JSON can only have as escapes.
+    atomic_write(path, (text + "\n").encode("utf-8", "backslashreplace"))
 
 
 def _from_numpy(value: Any) -> Any:

@@ -17,19 +17,24 @@ def load_image(path: Path) -> np.ndarray:
     """Read an image as (H, W, 3) uint8 RGB. EXIF orientation is ignored, as in the published system.
 
     Raises:
-        UserError: the file cannot be read, is no image, or is cut short.
+        UserError: the file cannot be read, is no image, is cut short, or is larger than OpenCV allows.
     """
     try:
+        if path.is_fifo() or path.is_char_device():  # reading might never end
+            raise UserError(f"cannot read {path}: it is no file")
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:  # a path that no file can have
+        raise UserError(f"cannot read {path}: {error}") from None
     if not data:
         raise UserError(f"cannot read {path}: the file is empty")
     try:
         # From memory and not by imread, which hands out the top of a truncated JPEG as if it were whole.
         image_bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
-        raise UserError(f"cannot read {path}: {error.err or 'OpenCV refuses it'}") from None
+        reason = "it has too many pixels; make it smaller" if "CV_IO_MAX" in error.err else error.err
+        raise UserError(f"cannot read {path}: {reason or 'OpenCV refuses it'}") from None
     if image_bgr is None:
         raise UserError(f"cannot read {path}: it is no image, or it is damaged or cut short")
     return cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB)

@@ -5,6 +5,7 @@ calls whatever the file names. Here every name in `_ALLOWED` stands for an inert
 is refused before anything runs, and the arrays are computed from the records afterwards.
 """
 
+import io
 import pickle
 import re
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.types import SIDES
 
 WHERE_TO_GET = (
@@ -168,7 +169,9 @@ def _raw(data: Any) -> bytes:
     return data.encode("latin1") if isinstance(data, str) else bytes(data)
 
 
-class _RestrictedUnpickler(pickle.Unpickler):
+# The one written in Python: that in C makes room for as many objects, and for as long a text, as a file of a few bytes
+# claims to hold.
+class _RestrictedUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> type:
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it wants to run {module}.{name}, which no MANO file needs; nothing was run")
@@ -182,8 +185,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
         UserError: the file is missing, unreadable, truncated, or names anything but the types of a MANO file.
     """
     try:
-        with open(path, "rb") as file:
-            content = _RestrictedUnpickler(file, encoding="latin1").load()
+        content = _RestrictedUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
         if not isinstance(content, dict):
             raise ValueError("it holds no dictionary")
         return {str(key): _plain(value) for key, value in content.items()}
@@ -231,7 +233,7 @@ def _read_hand(path: Path) -> HandModel:
         parents=parents,
         faces=arrays["f"].astype(np.int64),
         hands_mean=arrays["hands_mean"].astype(np.float64),
-        name=str(content.get("model_name", "MANO")),
+        name=one_line(str(content.get("model_name", "MANO"))[:100]),
     )
 
 
@@ -253,6 +255,8 @@ def read_hand_models(folder: Path) -> tuple[HandModel, HandModel]:
     if not (folder / "MANO_RIGHT.pkl").exists() and (folder / "mano" / "MANO_RIGHT.pkl").exists():
         folder = folder / "mano"
     right, left = (_read_hand(folder / f"MANO_{side.upper()}.pkl") for side in SIDES)
+    if (left.parents != right.parents).any():
+        raise UserError(f"the two MANO files in {folder} have different joint trees. {WHERE_TO_GET}")
     if np.abs(left.shapedirs[:, 0] - right.shapedirs[:, 0]).sum() < 1:
         left.shapedirs[:, 0] *= -1
     return right, left

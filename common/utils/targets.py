@@ -4,7 +4,6 @@
 and `complete_truth` run on collated samples, for the whole batch and on any device.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +34,7 @@ from common.utils.mirror import mirror_rotation, mirror_translation
 from common.utils.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 
 HANDS, JOINT_COUNT, VERTEX_COUNT = 2, len(JOINTS), 778
+LARGEST_SQUARE = 1e30  # of an annotation's numbers: px, m and radians
 NO_CAMERA = CaptureCamera(np.ones(2), np.zeros(2))
 
 
@@ -141,7 +141,8 @@ def check_annotation(annotation: Annotation, image_size: tuple[int, int]) -> Non
         *zip(("MANO rotation", "MANO pose", "MANO shape"), annotation.mano or (), strict=False),
     )
     for name, value in parts:
-        if value is not None and not math.isfinite(value.sum()):  # one pass: a sum keeps NaN and infinity
+        # One pass: a sum of squares keeps NaN, infinity and numbers beyond all measure, as a single precision cannot.
+        if value is not None and not np.vdot(value, value) < LARGEST_SQUARE:
             raise UserError(f"{annotation.image_path}: a {name} value in its annotation is NaN or infinite")
 
 

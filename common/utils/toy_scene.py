@@ -178,14 +178,16 @@ def palm_rotation(fingers: np.ndarray, palm: np.ndarray, side: int) -> np.ndarra
     return np.stack((x, -p, np.cross(x, -p)), axis=1)
 
 
-def _sample_rotation(rng: np.random.Generator, side: int, spread: float = 0.55) -> np.ndarray:
-    """(3, 3): fingers more or less up, or towards the viewer, or inward; the palm anywhere, as a forearm turns."""
+def _sample_rotation(rng: np.random.Generator, side: int, variety: float, spread: float = 0.55) -> np.ndarray:
+    """(3, 3): fingers more or less up, or towards the viewer, or inward; the palm anywhere, as a forearm turns. With
+    little variety the viewer sees the hand's back."""
     inward = 1.0 if side == RIGHT else -1.0
-    fingers = np.array([0.3 * inward, -0.9, -0.25]) + rng.normal(0, spread, 3)
+    fingers = np.array([0.3 * inward, -0.9, -0.25]) + rng.normal(0, spread * variety, 3)
     if fingers[1] > 0.3:  # few arms come from above
         fingers[1] *= -1
     palms = ((0, 0, -1.0), (0, 0, 1.0), (inward, 0, 0), (0, 1.0, 0))
-    palm = np.array(palms[rng.choice(4, p=(0.35, 0.3, 0.25, 0.1))]) + rng.normal(0, 0.45, 3)
+    odds = variety * np.array((0.35, 0.3, 0.25, 0.1)) + (1 - variety) * np.array((0, 1, 0, 0))
+    palm = np.array(palms[rng.choice(4, p=odds)]) + rng.normal(0, 0.45 * variety, 3)
     return palm_rotation(fingers, palm, side)
 
 
@@ -248,10 +250,10 @@ def penetration(rig: HandRig, hands: Hands) -> float:
     return float(np.maximum(ra[:, None] + rb - np.linalg.norm(a[:, None] - b, axis=-1), 0).max())
 
 
-def _layout_rotations(rng: np.random.Generator, layout: str) -> np.ndarray:
+def _layout_rotations(rng: np.random.Generator, layout: str, variety: float) -> np.ndarray:
     """(2, 3, 3)."""
     if layout != "palms":
-        return np.stack([_sample_rotation(rng, side) for side in (RIGHT, LEFT)])
+        return np.stack([_sample_rotation(rng, side, variety) for side in (RIGHT, LEFT)])
     tilt = rng.normal(0, 0.5, 3) * (1, 0, 1)
     rotations = []
     for side, inward in ((RIGHT, 1.0), (LEFT, -1.0)):
@@ -295,33 +297,44 @@ def _place(rng: np.random.Generator, rig: HandRig, limp: _Limp, rotations: np.nd
 
 
 def sample_hands(
-    rng: np.random.Generator, rig: HandRig, present: tuple[bool, bool], betas: np.ndarray | None = None
+    rng: np.random.Generator,
+    rig: HandRig,
+    present: tuple[bool, bool],
+    betas: np.ndarray | None = None,
+    variety: float = 1.0,
 ) -> Hands:
     """One hand, or two that interact, around the origin of `stage`.
 
     Args:
         present: right, left.
         betas: (10,) of the person; None draws them.
+        variety: 0 to 1, how much hands differ; with less they are more at rest, upright and side by side.
     """
     layout = str(rng.choice(list(LAYOUTS), p=list(LAYOUTS.values())))
+    if variety < 1 and rng.random() > variety:
+        layout = "near"
     gestures: list[str | None] = [None, None]
     if all(present) and layout == "touch" and rng.random() < 0.6:
         gestures[int(rng.integers(2))] = "point"
-    limp = _sample_limp(rng, rig, betas, gestures)
-    rotations = _layout_rotations(rng, layout if all(present) else "near")
+    limp = _sample_limp(rng, rig, betas, gestures, variety)
+    rotations = _layout_rotations(rng, layout if all(present) else "near", variety)
     pivots = _place(rng, rig, limp, rotations, layout) if all(present) else np.zeros((2, 3))
     return _assemble(rig, limp, rotations, pivots, np.array(present), recentre=True)
 
 
-def sample_hands_apart(rng: np.random.Generator, rig: HandRig, present: tuple[bool, bool], wrists: np.ndarray) -> Hands:
+def sample_hands_apart(
+    rng: np.random.Generator, rig: HandRig, present: tuple[bool, bool], wrists: np.ndarray, variety: float = 1.0
+) -> Hands:
     """Two hands that have nothing to do with each other, their wrists (2, 3) m at given places of `stage`."""
-    limp = _sample_limp(rng, rig, None, [None, None])
-    rotations = np.stack([_sample_rotation(rng, side, 0.7) for side in (RIGHT, LEFT)])
+    limp = _sample_limp(rng, rig, None, [None, None], variety)
+    rotations = np.stack([_sample_rotation(rng, side, variety, 0.7) for side in (RIGHT, LEFT)])
     return _assemble(rig, limp, rotations, wrists, np.array(present), recentre=False)
 
 
-def _sample_limp(rng: np.random.Generator, rig: HandRig, betas: np.ndarray | None, gestures: list[str | None]) -> _Limp:
-    pose = np.stack([sample_hand_pose(rng, rig, side, gestures[side]) for side in (RIGHT, LEFT)])
+def _sample_limp(
+    rng: np.random.Generator, rig: HandRig, betas: np.ndarray | None, gestures: list[str | None], variety: float
+) -> _Limp:
+    pose = variety * np.stack([sample_hand_pose(rng, rig, side, gestures[side]) for side in (RIGHT, LEFT)])
     shape = sample_betas(rng) if betas is None else betas
     # The two hands of a person differ a little.
     noise = rng.normal(0, 0.05, (2, 10)) if betas is None else np.zeros((2, 10))

@@ -12,32 +12,45 @@ from common.types import HAND_TYPES, SIDES, Annotation
 from common.utils.boxes import box_around, xywh_to_xyxy
 from common.utils.camera import CaptureCamera, project_capture
 from data.layouts import HIC_JSON
-from data.reading import Problems, explain, raise_problem, read_json, read_mesh, require
+from data.reading import (
+    UNREADABLE,
+    EntryId,
+    FileName,
+    Pixels,
+    Problems,
+    by_id,
+    explain,
+    path_in,
+    raise_problem,
+    read_json,
+    read_mesh,
+    require,
+)
 from data.store import Columns, StringColumn, open_store
 
-VERSION = 1  # of the columns
+VERSION = 2  # of the columns
 HAND_BOX_EXTENSION = 1.2
 VERTEX_COUNT = 778
 CAMERA = CaptureCamera(np.array([525.0, 525.0]), np.array([319.5, 239.5]))  # of all sequences
 
 
 class Image(msgspec.Struct, gc=False):
-    id: int
+    id: EntryId
     file_name: str
-    width: int
-    height: int
+    width: Pixels
+    height: Pixels
 
 
 class Label(msgspec.Struct, gc=False):
-    id: int
-    image_id: int
+    id: EntryId
+    image_id: EntryId
     hand_type: Literal["right", "left", "interacting"]
-    right_mano_path: str | None
-    left_mano_path: str | None
+    right_mano_path: FileName | None
+    left_mano_path: FileName | None
 
 
 class Id(msgspec.Struct, gc=False):
-    id: int = -1
+    id: EntryId = -1
 
 
 class DataFile(msgspec.Struct):
@@ -77,6 +90,7 @@ class HIC:
     def id(self, index: int) -> int:
         return int(self._columns["id"][index])
 
+    @np.errstate(divide="ignore", invalid="ignore")  # of a mesh that touches the camera; it is named later
     def annotation(self, index: int) -> Annotation:
         """Raises UserError if the annotation was found broken, or a mesh cannot be read."""
         columns = self._columns
@@ -85,14 +99,14 @@ class HIC:
         for hand, side in enumerate(SIDES):
             path = columns[f"{side}_mesh"][index]
             if path:
-                vertices_cam[hand], valid[hand] = read_mesh(self.folder / path, VERTEX_COUNT), True
+                vertices_cam[hand], valid[hand] = read_mesh(path_in(self.folder, path), VERTEX_COUNT), True
         # A missing hand has no depth to divide by.
         points = np.where(valid[:, None, None], vertices_cam, 1.0)
         boxes, _ = box_around(project_capture(points, CAMERA), np.ones((2, VERTEX_COUNT), bool), HAND_BOX_EXTENSION)
         height, width = columns["image_size"][index].tolist()
         return Annotation(
             id=int(columns["id"][index]),
-            image_path=self.folder / columns["file_name"][index],
+            image_path=path_in(self.folder, columns["file_name"][index]),
             image_size=(height, width),
             hand_type=HAND_TYPES[columns["hand_type"][index]],
             boxes_image=xywh_to_xyxy(boxes),
@@ -106,15 +120,15 @@ class HIC:
 def build_columns(file: Path) -> Columns:
     """Read the file."""
     content = read_json(file, DataFile)
-    images = {image.id: image for image in content.images}
+    images = by_id(content.images, file)
     problems, labels, found = Problems(), [], []
     for row, raw in enumerate(content.annotations):
         try:
             label = msgspec.json.decode(raw, type=Label)
             found.append(images[label.image_id])
             labels.append(label)
-        except (msgspec.DecodeError, KeyError) as error:
-            text = explain(error) if isinstance(error, msgspec.DecodeError) else f"there is no image {error}"
+        except (*UNREADABLE, KeyError) as error:
+            text = f"there is no image {error}" if isinstance(error, KeyError) else explain(error)
             problems.add(row, f"{file}, annotations[{row}]: {text}")
             labels.append(_broken(raw))
             found.append(Image(-1, "", 0, 0))
@@ -135,6 +149,6 @@ def _broken(raw: msgspec.Raw) -> Label:
     """Stands in for an annotation that cannot be read."""
     try:
         id = msgspec.json.decode(raw, type=Id).id
-    except msgspec.DecodeError:
+    except UNREADABLE:
         id = -1
     return Label(id, -1, "right", None, None)

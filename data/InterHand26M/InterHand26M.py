@@ -18,36 +18,54 @@ from common.utils.boxes import box_around, sanitize_boxes_xywh, xywh_to_xyxy
 from common.utils.camera import CaptureCamera, project_pinhole, world_to_cam
 from common.utils.joints import INTERHAND_JOINTS, WRIST, reorder_index
 from data.layouts import INTERHAND_IMAGES, INTERHAND_JSONS, TEST_ID_RANGE, TEST_IDS_LEFT_OUT
-from data.reading import HandParams, Problems, as_mano, explain, matrix, raise_problem, read_file, read_json, require
+from data.reading import (
+    UNREADABLE,
+    EntryId,
+    HandParams,
+    Number,
+    Pixels,
+    Positive,
+    Problems,
+    as_mano,
+    explain,
+    matrix,
+    path_in,
+    raise_problem,
+    read_file,
+    read_json,
+    require,
+)
 from data.store import Columns, StringColumn, open_store
 
-VERSION = 1  # of the columns
+VERSION = 2  # of the columns
 SUBSETS = ("all", "human")
 HAND_BOX_EXTENSION = 1.2
 INVALID_JOINT_CAM = 1e-3  # m, each coordinate: what the published system gives a joint without 3D annotation
 CHUNK = 2_000  # annotations projected at once: their arrays fit the processor's cache
-_DIGITS_TO_FLAGS = bytes.maketrans(b"01", b"\0\1")
+_DIGITS_TO_FLAGS, _FLAGS_TO_ZERO = bytes.maketrans(b"01", b"\0\1"), bytes.maketrans(b"\1", b"\0")
+# Where the flags are in a list of 42 lists, and of 42 numbers: the first, the distance, and the list with zeros alone.
+_FLAG_FORMS = ((2, 4, b"[%s]" % b",".join([b"[\0]"] * 42)), (1, 2, b"[%s]" % b",".join([b"\0"] * 42)))
 
 
 class Image(msgspec.Struct, gc=False):
-    id: int
+    id: EntryId
     file_name: str
-    width: int
-    height: int
+    width: Pixels
+    height: Pixels
     capture: int
     camera: str
     frame_idx: int
 
 
 class Label(msgspec.Struct, gc=False):
-    id: int
-    image_id: int
+    id: EntryId
+    image_id: EntryId
     joint_valid: msgspec.Raw  # 42 nested one-element lists; as lists they would take 57 M objects
     hand_type: Literal["right", "left", "interacting"]
 
 
 class Id(msgspec.Struct, gc=False):
-    id: int = -1
+    id: EntryId = -1
 
 
 class DataFile(msgspec.Struct):
@@ -56,10 +74,10 @@ class DataFile(msgspec.Struct):
 
 
 class CaptureCameras(msgspec.Struct):
-    campos: dict[str, list[float]]
-    camrot: dict[str, list[list[float]]]
-    focal: dict[str, list[float]]
-    princpt: dict[str, list[float]]
+    campos: dict[str, list[Number]]
+    camrot: dict[str, list[list[Number]]]
+    focal: dict[str, list[Positive]]
+    princpt: dict[str, list[Number]]
 
 
 class FrameJoints(msgspec.Struct, gc=False):
@@ -138,6 +156,7 @@ class InterHand26M:
     def _row(self, index: int) -> int:
         return int(index if self._rows is None else self._rows[index])
 
+    @np.errstate(divide="ignore", invalid="ignore")  # of a joint in the camera's plane; it is named later
     def annotation(self, index: int) -> Annotation:
         """Raises UserError if the annotation was found broken."""
         row, columns = self._row(index), self._columns
@@ -155,7 +174,7 @@ class InterHand26M:
         height, width = columns["image_size"][row].tolist()
         return Annotation(
             id=int(columns["id"][row]),
-            image_path=self.images / columns["file_name"][row],
+            image_path=path_in(self.images, columns["file_name"][row]),
             image_size=(height, width),
             hand_type=HAND_TYPES[columns["hand_type"][row]],
             boxes_image=np.asarray(columns["boxes_image"][row]),
@@ -176,7 +195,7 @@ def read_ids(path: Path) -> np.ndarray:
     """One id a line."""
     try:
         return np.array([int(line) for line in read_file(path).split()], np.int64)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UserError(f"{path}: it should hold one annotation id a line ({error})") from None
 
 
@@ -248,7 +267,7 @@ def _read_frames(joint_file: Path, mano_file: Path) -> tuple[Columns, dict[tuple
                 for hand, fit in ((RIGHT, params.right), (LEFT, params.left)):
                     if fit is not None:
                         mano[row, hand], mano_valid[row, hand] = fit.numbers(), True
-        except (msgspec.DecodeError, ValueError) as error:
+        except (*UNREADABLE, ValueError) as error:
             problems[row] = f"{path}, capture {capture}, frame {frame}: {explain(error)}"
     columns: Columns = {
         "joints_world": (by_hand(world) / 1000).astype(np.float32),
@@ -256,7 +275,11 @@ def _read_frames(joint_file: Path, mano_file: Path) -> tuple[Columns, dict[tuple
         "mano": mano,
         "mano_valid": mano_valid,
     }
-    return columns, {(int(capture), int(frame)): row for row, (capture, frame) in enumerate(keys)}, problems
+    try:
+        rows = {(int(capture), int(frame)): row for row, (capture, frame) in enumerate(keys)}
+    except ValueError:
+        raise UserError(f"{joint_file}: captures and frames should be whole numbers") from None
+    return columns, rows, problems
 
 
 def by_hand(values: np.ndarray) -> np.ndarray:
@@ -281,9 +304,12 @@ def read_flags(raw: msgspec.Raw) -> np.ndarray:
 
 
 def _to_flags(text: bytes) -> bytes | None:
-    """42 bytes 0 or 1, or None if the text holds anything but 42 digits 0 or 1 and what stands between numbers."""
-    flags = text.translate(_DIGITS_TO_FLAGS, b"[], \t\r\n")
-    return flags if len(flags) == 42 and not flags.strip(b"\0\1") else None
+    """42 bytes 0 or 1, or None if the text is not a list of 42 times [0] or [1], or 0 or 1."""
+    text = text.translate(_DIGITS_TO_FLAGS, b" \t\r\n")
+    for start, step, form in _FLAG_FORMS:
+        if len(text) == len(form) and text.translate(_FLAGS_TO_ZERO) == form:
+            return text[start:-1:step]
+    return None
 
 
 def _read_labels(
@@ -322,7 +348,7 @@ def _read_labels(
                 raise ValueError(f"{camera_file} has no camera {image.camera} of capture {image.capture}")
             if frame is None:
                 raise ValueError(f"{joint_file} has no frame {image.frame_idx} of capture {image.capture}")
-        except (msgspec.DecodeError, ValueError) as error:
+        except (*UNREADABLE, ValueError) as error:
             labels["id"][row] = _id(raw)
             problems.add(row, f"{data_file}, annotations[{row}]: {explain(error)}")
             continue
@@ -344,8 +370,8 @@ def _read_images(raws: list[msgspec.Raw]) -> dict[int, Image | str]:
     for place, raw in enumerate(tqdm(raws, desc="image list", delay=1, leave=False)):
         try:
             image = decode(raw)
-            images[image.id] = image
-        except msgspec.DecodeError as error:
+            images[image.id] = f"the image id {image.id} is there twice" if image.id in images else image
+        except UNREADABLE as error:
             images[_id(raw)] = f"images[{place}]: {explain(error)}"
     return images
 
@@ -354,7 +380,7 @@ def _id(raw: msgspec.Raw) -> int:
     """The id of a broken entry, -1 if that is broken too."""
     try:
         return msgspec.json.decode(raw, type=Id).id
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return -1
 
 
@@ -385,8 +411,12 @@ def _apply_rules(labels: dict[str, np.ndarray], cameras: np.ndarray, frames: Col
             numbers[:, None, None, 9:12],
         )
         joints_cam[~valid] = INVALID_JOINT_CAM
-        joints_image = project_pinhole(joints_cam, numbers[:, None, None, 12:14], numbers[:, None, None, 14:])
-        boxes, found = box_around(joints_image, scored[part], HAND_BOX_EXTENSION)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            joints_image = project_pinhole(joints_cam, numbers[:, None, None, 12:14], numbers[:, None, None, 14:])
+            boxes, found = box_around(joints_image, scored[part], HAND_BOX_EXTENSION)
+        for row in start + np.flatnonzero((~np.isfinite(boxes)).any((1, 2))):
+            problems.add(int(row), "a joint lies in the plane of the camera, so that it has no place in the picture")
+            kept[row] = True
         boxes, usable = sanitize_boxes_xywh(boxes, labels["image_size"][part][:, None])
         usable &= found
         nonempty = valid.any((1, 2)) & scored[part].any((1, 2))

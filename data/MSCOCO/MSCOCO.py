@@ -15,23 +15,38 @@ from common.utils.boxes import sanitize_boxes_xywh, sanitize_xywh, xywh_to_xyxy
 from common.utils.camera import CaptureCamera
 from common.utils.joints import COCO_JOINTS, reorder_index
 from data.layouts import COCO_IMAGES, COCO_JSON, COCO_MANO
-from data.reading import HandParams, Problems, as_mano, explain, raise_problem, read_json, require, vector
+from data.reading import (
+    UNREADABLE,
+    EntryId,
+    HandParams,
+    Pixels,
+    Positive,
+    Problems,
+    as_mano,
+    by_id,
+    explain,
+    path_in,
+    raise_problem,
+    read_json,
+    require,
+    vector,
+)
 from data.store import Columns, StringColumn, open_store
 
-VERSION = 1  # of the columns
+VERSION = 2  # of the columns
 FILE_SPLITS = {"train": "train", "test": "val"}
 
 
 class Image(msgspec.Struct, gc=False):
-    id: int
+    id: EntryId
     file_name: str
-    width: int
-    height: int
+    width: Pixels
+    height: Pixels
 
 
 class Person(msgspec.Struct, gc=False):
-    id: int
-    image_id: int
+    id: EntryId
+    image_id: EntryId
     iscrowd: int
     num_keypoints: int
     bbox: vector(4)
@@ -44,7 +59,7 @@ class Person(msgspec.Struct, gc=False):
 
 
 class Id(msgspec.Struct, gc=False):
-    id: int = -1
+    id: EntryId = -1
 
 
 class DataFile(msgspec.Struct):
@@ -53,7 +68,7 @@ class DataFile(msgspec.Struct):
 
 
 class ImageCamera(msgspec.Struct, gc=False):
-    focal: vector(2)
+    focal: vector(2, Positive)
     princpt: vector(2)
 
 
@@ -109,7 +124,7 @@ class MSCOCO:
         focal, princpt = np.asarray(columns["focal"][index]), np.asarray(columns["princpt"][index])
         return Annotation(
             id=int(columns["id"][index]),
-            image_path=self.images / columns["file_name"][index],
+            image_path=path_in(self.images, columns["file_name"][index]),
             image_size=(height, width),
             body_box_image=np.asarray(columns["body_box_image"][index]),
             boxes_image=np.asarray(columns["boxes_image"][index]),
@@ -129,7 +144,7 @@ class MSCOCO:
 def build_columns(data_file: Path, mano_file: Path | None = None) -> Columns:
     """Read the files; leave out crowds, people without keypoints, without a hand, or without a usable body box."""
     content = read_json(data_file, DataFile)
-    images = {image.id: image for image in content.images}
+    images = by_id(content.images, data_file)
     fits = read_json(mano_file, dict[str, msgspec.Raw]) if mano_file else {}
     decode = msgspec.json.Decoder(Person).decode
     problems, people = Problems(), []
@@ -138,7 +153,7 @@ def build_columns(data_file: Path, mano_file: Path | None = None) -> Columns:
             person = decode(raw)
             if person.image_id not in images:
                 raise ValueError(f"there is no image {person.image_id}")
-        except (msgspec.DecodeError, ValueError) as error:
+        except (*UNREADABLE, ValueError) as error:
             problems.add(len(people), f"{data_file}, annotations[{place}]: {explain(error)}")
             people.append(_broken(raw, images))
             continue
@@ -160,7 +175,7 @@ def _broken(raw: msgspec.Raw, images: dict[int, Image]) -> Person:
     """Stands in for an annotation that cannot be read."""
     try:
         id = msgspec.json.decode(raw, type=Id).id
-    except msgspec.DecodeError:
+    except UNREADABLE:
         id = -1
     zeros = [0.0] * 63
     return Person(id, -1, 0, 0, zeros[:4], False, False, zeros[:4], zeros[:4], zeros, zeros)
@@ -201,7 +216,7 @@ def _fit_columns(
             continue
         try:
             pair = decode(raw)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             problems.add(row, f"{mano_file}, annotation {person.id}: {explain(error)}")
             continue
         for hand, side in enumerate(SIDES):

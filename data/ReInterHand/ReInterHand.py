@@ -6,12 +6,13 @@ both in world axes. They are small files, read one by one when a sample asks for
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from common.errors import UserError
 from common.types import SIDES, Annotation
@@ -19,7 +20,7 @@ from common.utils.boxes import box_around, xywh_to_xyxy
 from common.utils.camera import CaptureCamera, project_capture, world_to_cam
 from common.utils.joints import REINTERHAND_JOINTS, reorder_index
 from data.layouts import is_test_capture
-from data.reading import HandParams, as_mano, matrix, read_file, read_json, require, vector
+from data.reading import HandParams, Positive, as_mano, matrix, read_file, read_json, require, vector
 
 CAMERA_MODES = ("Mugsy_cameras", "Ego_cameras")
 ENVMAP_MODES = ("envmap_per_frame", "envmap_per_segment")
@@ -32,7 +33,7 @@ STUB = REINTERHAND_JOINTS.index("Forearm_Stub")
 class CameraFile(msgspec.Struct):
     R: matrix(3, 3)
     t: vector(3)
-    focal: vector(2)
+    focal: vector(2, Positive)
     princpt: vector(2)
     D: vector(4) | None = None
 
@@ -174,7 +175,10 @@ class ReInterHand:
 def read_frame_list(path: Path) -> list[int]:
     """Frame numbers: the second word of each line."""
     try:
-        return [int(line.split()[1]) for line in read_file(path).decode().splitlines() if line.strip()]
+        frames = [int(line.split()[1]) for line in read_file(path).decode().splitlines() if line.strip()]
+        if not all(0 <= frame < 10**9 for frame in frames):
+            raise ValueError("a frame number is beyond all others")
+        return frames
     except (ValueError, IndexError) as error:
         raise UserError(f"{path}: each line should be a segment and a frame number ({error})") from None
 
@@ -182,7 +186,7 @@ def read_frame_list(path: Path) -> list[int]:
 def list_frames(folder: Path) -> np.ndarray:
     """The frames whose images are in a folder, sorted, (F,) int32."""
     names = (Path(entry).stem for entry in os.listdir(folder) if entry.endswith(".png"))
-    return np.array(sorted(int(name) for name in names if name.isdecimal()), np.int32)
+    return np.array(sorted(int(name) for name in names if re.fullmatch("[0-9]{1,9}", name)), np.int32)
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
@@ -190,7 +194,7 @@ def read_image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.height, image.width
-    except UnidentifiedImageError:
+    except FileNotFoundError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except Exception:  # Pillow raises whatever its parsing runs into, and of its own for sizes beyond belief
         raise UserError(f"cannot read {path}: it is no image, or it is damaged or cut short") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
