@@ -19,7 +19,9 @@ from common.utils.camera import Camera
 from common.utils.export import write_glb, write_html, write_obj, write_ply
 from common.utils.files import atomic_write, make_folder, write_image, write_json
 from common.utils.joints import JOINTS
-from common.utils.render import HAND_RGB, HandMesh, render_hands
+from common.utils.raster import HandMesh
+from common.utils.render import HAND_RGB, render_hands
+from common.utils.side_view import draw_side_view
 from common.utils.visualize import draw_boxes, draw_skeletons
 
 FOLDERS = ("boxes", "meshes", "params", "renders", "results")
@@ -120,6 +122,7 @@ class ResultWriter:
             "box": draw_boxes(image, photo.boxes_image, photo.confidences, shown),
             "skeleton": draw_skeletons(image, joints, shown),
             "mesh": render_hands(image, meshes, self.renderer),
+            "side": draw_side_view(photo.image_size, meshes, photo.pair, self.renderer),
         }
         for kind, picture in pictures.items():
             write_image(self._path("renders", name, f"_{kind}.jpg"), picture)

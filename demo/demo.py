@@ -11,9 +11,10 @@ Written for each photo NAME, beside this script or under --output:
     meshes/NAME_right.obj, NAME_left.obj   placed meshes, metres, camera axes (x right, y down, z away); .ply too
     meshes/NAME.glb                        both hands in one scene, for viewers (y up)
     params/NAME_right.json, NAME_left.json MANO parameters
-    renders/NAME_box.jpg, NAME_skeleton.jpg, NAME_mesh.jpg
+    renders/NAME_box.jpg, NAME_skeleton.jpg, NAME_mesh.jpg, NAME_side.jpg (the meshes from another side)
     renders/NAME.html                      with --html: the 3D result, to turn in a browser
     results/NAME.json                      everything as data: joints in 3D and 2D, cameras, confidences
+    sheet.jpg                              with --sheet: all photos (at most 40) on one sheet
 
 A photo should show one person, roughly cropped. A photo that cannot be read is named and passed over; the exit code
 is then 2.
@@ -33,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 # torch, OpenCV and trimesh are imported where they are used, so that --help and mistakes are answered at once.
-from common.errors import UserError, run_main  # noqa: E402
+from common.errors import UserError, one_line, run_main  # noqa: E402
 from common.options import (  # noqa: E402
     GPU_HELP,
     HAND_MODES,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from common.results import ResultWriter
     from common.utils.camera import Camera
 
+MOST_PIXELS, MOST_PHOTOS = 1e6, 4096  # of a focal length, and in a batch
 THREADS = 4  # read and write beside the network
 
 
@@ -70,10 +72,15 @@ def main() -> None:
         args.output, predictor.faces, predictor.hand_model_name, args.mesh_formats, args.html, args.renderer
     )
     failed = process(names, predictor, writer, args)
-    done = len(names) - failed
-    print(f"{done} of {len(names)} photos done; boxes, meshes, params, renders and results are in {args.output}")
+    done = {file: name for file, name in names.items() if file not in failed}
+    if args.sheet:
+        from common.result_sheet import draw_result_sheet
+        from common.utils.files import write_image
+
+        write_image(args.output / "sheet.jpg", draw_result_sheet(args.output, done), quality=90)
+    print(f"{len(done)} of {len(names)} photos done; boxes, meshes, params, renders and results are in {args.output}")
     if failed:
-        raise UserError(f"{failed} of {len(names)} photos could not be done; the reasons stand above")
+        raise UserError(f"{len(failed)} of {len(names)} photos could not be done; the reasons stand above")
 
 
 def parse_args() -> argparse.Namespace:
@@ -98,9 +105,10 @@ def parse_args() -> argparse.Namespace:
         "--focal", type=positive, nargs="+", metavar="F", help="the photos' real focal length: f or fx fy, px"
     )
     parser.add_argument(
-        "--princpt", type=float, nargs=2, metavar=("CX", "CY"), help="real principal point, px (default: the middle)"
+        "--princpt", type=finite, nargs=2, metavar=("CX", "CY"), help="real principal point, px (default: the middle)"
     )
     parser.add_argument("--html", action="store_true", help="write a page with the 3D result, too")
+    parser.add_argument("--sheet", action="store_true", help="put all photos and results on one sheet, too")
     parser.add_argument(
         "--mesh_formats", nargs="+", choices=MESH_FORMATS, default=MESH_FORMATS, help="mesh files (default: all)"
     )
@@ -122,10 +130,18 @@ def fraction(text: str) -> float:
     return value
 
 
-def positive(text: str) -> float:
-    """A number above 0."""
+def finite(text: str) -> float:
+    """A number of pixels."""
     value = float(text)
-    if not 0 < value < float("inf"):
+    if not abs(value) < MOST_PIXELS:
+        raise argparse.ArgumentTypeError(f"{text} is no number of pixels")
+    return value
+
+
+def positive(text: str) -> float:
+    """A number of pixels above 0."""
+    value = finite(text)
+    if value <= 0:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
 
@@ -133,8 +149,8 @@ def positive(text: str) -> float:
 def count(text: str) -> int:
     """A whole number from 1."""
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    if not 1 <= value <= MOST_PHOTOS:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {MOST_PHOTOS}")
     return value
 
 
@@ -179,8 +195,8 @@ def name_outputs(files: list[Path]) -> dict[Path, str]:
 
 def process(
     names: dict[Path, str], predictor: "HandPredictor", writer: "ResultWriter", args: argparse.Namespace
-) -> int:
-    """Run all photos, reading and writing beside the network. Returns how many failed; each is named on the way."""
+) -> set[Path]:
+    """Run all photos, reading and writing beside the network. Returns those that failed; each is named on the way."""
     from tqdm import tqdm
 
     from common.utils.images import load_image
@@ -199,7 +215,7 @@ def process(
         except UserError as error:
             failed.add(file)
             progress.update()
-            progress.write(f"{file.name}: {error}", file=sys.stderr)
+            progress.write(one_line(f"{file.name}: {error}"), file=sys.stderr)
         return None
 
     writing: deque[tuple[Path, Future]] = deque()
@@ -225,7 +241,7 @@ def process(
                 writing.append((file, pool.submit(writer.write, names[file], image, result)))
             finish_writing(down_to=2 * args.batch_size)  # photos in memory stay bounded
         finish_writing(down_to=0)
-    return len(failed)
+    return failed
 
 
 def real_camera(focal: list[float] | None, princpt: list[float] | None, image_size: tuple[int, int]) -> "Camera | None":

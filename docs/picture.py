@@ -31,7 +31,9 @@ def main() -> None:
     from common.utils.files import write_image
     from common.utils.images import load_image
     from common.utils.mano_files import read_hand_models
-    from common.utils.render import HandMesh, render_hands
+    from common.utils.raster import HandMesh
+    from common.utils.render import render_hands
+    from common.utils.side_view import draw_side_view
     from common.utils.visualize import draw_boxes, draw_skeletons
     from data.HIC.HIC import HIC
 
@@ -42,19 +44,14 @@ def main() -> None:
     joints_cam = mano.regress_joints(torch.from_numpy(annotation.vertices_cam).float()).numpy()
     shown = annotation.vertices_valid
     vertices = annotation.vertices_cam
+    hands = [HandMesh(vertices[h], mano.faces[h].numpy(), h, camera) for h in (0, 1) if shown[h]]
     pictures = [
         photo,
         draw_boxes(photo, annotation.boxes_image, np.ones(2), shown),
         draw_skeletons(photo, project_capture(joints_cam, lens), shown),
-        render_hands(photo, [HandMesh(vertices[h], mano.faces[h].numpy(), h, camera) for h in (0, 1) if shown[h]]),
+        render_hands(photo, hands),
     ]
-    # The same hands, turned by 70 degrees about the vertical through their middle.
-    middle, angle = vertices[shown].mean((0, 1)), np.deg2rad(70)
-    turn = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
-    turned = (vertices - middle) @ turn.T + middle
-    backdrop = np.broadcast_to(np.linspace(252, 226, photo.shape[0])[:, None, None], photo.shape).astype(np.uint8)
-    hands = [HandMesh(turned[h], mano.faces[h].numpy(), h, camera) for h in (0, 1) if shown[h]]
-    pictures.append(render_hands(backdrop, hands))
+    pictures.append(draw_side_view(photo.shape[:2], hands, together=True))
 
     # All pictures show the same square around the hands.
     boxes = annotation.boxes_image[shown]

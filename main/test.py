@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common.config_options import add_config_options, read_config  # noqa: E402
+from common.config_options import add_config_options, config_of_checkpoint, read_config  # noqa: E402
 from common.errors import UserError, run_main  # noqa: E402
 from common.options import GPU_HELP, MANO_FOLDER  # noqa: E402
 from main.config import Config  # noqa: E402
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from main.model import InterWild
 
 # What belongs to the network and not to the test: the checkpoint decides.
-NETWORK = ("body_backbone", "hand_backbone", "trans_backbone", "frames", "hand_box_extension")
+NETWORK = ("body_backbone", "hand_backbone", "trans_backbone", "box_channels", "frames", "hand_box_extension")
 # Beginning of a column's name in the .csv -> what pictures call it.
 COLUMNS = {"mpvpe": "MPVPE", "mpjpe": "MPJPE", "mrrpe": "MRRPE", "rrve": "RRVE", "box_iou": "bbox IoU"}
 
@@ -67,7 +67,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch_size", dest="config_test_batch_size", metavar="N", help="samples at once on one GPU")
     parser.add_argument("--visualize", type=int, default=0, metavar="N", help="draw N samples and the N worst")
     parser.add_argument("--output", type=Path, default=ROOT / "output", help="folder (default: output)")
-    add_config_options(parser)
+    add_config_options(parser, presets=False)
     args = parser.parse_args()
     if args.test_epoch is None and args.checkpoint is None:
         parser.error("which network? name its epoch with --test_epoch, or its file with --checkpoint")
@@ -83,13 +83,14 @@ def run(args: argparse.Namespace, place: "Place") -> None:
     from common.utils.files import make_folder
     from common.utils.images import quiet_opencv
     from data.dataset import open_dataset
+    from main.model import prepare_inference
 
     quiet_opencv()
     path = args.checkpoint or args.output / "model_dump" / f"snapshot_{args.test_epoch}.pth"
     model, config, epoch = load(path, args)
     if args.test_epoch is not None:
         epoch = args.test_epoch
-    model.to(place.device).eval()
+    model = prepare_inference(model, place.device)
     with main_first(place):  # the annotation cache is built once
         dataset = open_dataset(config.testset, "test", config, args.data)
     folder = args.output / "result"
@@ -123,23 +124,16 @@ def load(path: Path, args: argparse.Namespace) -> tuple["InterWild", Config, int
     from common.checkpoint import load_network, read_checkpoint
     from common.nets.mano import TwoHandMano
     from common.utils.mano_files import read_hand_models
-    from main.config import config_from_dict
     from main.model import build_model
 
     hands = read_hand_models(args.mano)
     content = read_checkpoint(path)
-    base = Config()
-    try:
-        if "config" in content:  # a published file has none
-            trained = config_from_dict(content["config"])
-            base = replace(base, **{name: getattr(trained, name) for name in NETWORK})
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"checkpoint {path}: its config is not of this version ({error})") from None
-    config = read_config(args, base)
+    trained = config_of_checkpoint(content, path) or Config()  # a published file has none
+    config = read_config(args, replace(Config(), **{name: getattr(trained, name) for name in NETWORK}))
     model = build_model(config, TwoHandMano(*hands))
     load_network(model, content["network"], path)
     epoch = content.get("epoch", 0)
-    return model, config, epoch if isinstance(epoch, int) else 0
+    return model, config, epoch if isinstance(epoch, int) and 0 <= epoch < 10**9 else 0
 
 
 def evaluate(
@@ -274,15 +268,15 @@ def draw(
     """The pictures of --visualize: samples spread over the set, the worst, histograms."""
     import numpy as np
 
-    from common.utils.charts import contact_sheet, histograms
     from common.utils.files import write_image
+    from common.utils.sheets import contact_sheet, histograms
 
     table = evaluator.table()
     spread = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)).tolist()
     for name, chosen in (("samples", spread), ("worst", evaluator.worst(count))):
         if not chosen:
             continue
-        pictures = [draw_sample(model, dataset, index, config, device) for index in chosen]
+        pictures = [draw_one(model, dataset, index, config, device) for index in chosen]
         captions = [caption(dataset.id(index), table, index) for index in chosen]
         write_image(stem.with_name(f"{stem.name}_{name}.jpg"), contact_sheet(pictures, captions))
     errors = {
@@ -294,7 +288,7 @@ def draw(
     write_image(stem.with_name(f"{stem.name}_errors.png"), histograms(errors, units))
 
 
-def draw_sample(
+def draw_one(
     model: "InterWild", dataset: "HandDataset", index: int, config: Config, device: "torch.device"
 ) -> list["np.ndarray"]:
     """The crop of a sample three times: with the true boxes and joints, the predicted, and the predicted meshes."""
@@ -302,29 +296,17 @@ def draw_sample(
     import torch
     from torch.utils.data import default_collate
 
-    from common.postprocess import to_crop
-    from common.types import SIDES
-    from common.utils.camera import Camera
-    from common.utils.frames import rescale
-    from common.utils.render import HandMesh, render_hands
-    from common.utils.visualize import draw_boxes, draw_skeletons
+    from common.sample_pictures import Marks, draw_sample, read_prediction
     from data.dataset import to_device
 
     item = dataset[index]
     with torch.inference_mode():
         prediction = predict(model, to_device(default_collate([item]), device), config)
-        placed = to_crop(prediction, config.frames)
-        boxes = rescale(placed.boxes_body[0].unflatten(-1, (2, 2)), config.frames.body, config.frames.crop).flatten(1)
-        vertices = prediction.vertices_rel[0] + placed.pair_transl[0][:, None]
-    crop, sample, both = item.sample.crop.numpy(), item.sample, np.ones(2, bool)
+        said, meshes = read_prediction(prediction, model.mano_layer.faces, config.frames, together=True)[0]
+    sample = item.sample
+    boxes = np.where(sample.boxes_valid[:, None] > 0, sample.boxes_crop, np.nan)
     joints = np.where(sample.joints_valid[..., None] > 0, sample.joints_crop[..., :2], np.nan)
-    truth = draw_skeletons(draw_boxes(crop, sample.boxes_crop.numpy(), both, sample.boxes_valid > 0), joints, both)
-    predicted = draw_boxes(crop, boxes.cpu().numpy(), prediction.box_scores[0].cpu().numpy(), both)
-    predicted = draw_skeletons(predicted, placed.joints_crop[0, ..., :2].cpu().numpy(), both)
-    camera = Camera(placed.pair_focal_crop[0].cpu().numpy(), placed.pair_princpt_crop[0].cpu().numpy(), True)
-    faces = model.mano_layer.faces.cpu().numpy()
-    hands = [HandMesh(vertices[hand].cpu().numpy(), faces[hand], hand, camera) for hand in range(len(SIDES))]
-    return [truth, predicted, render_hands(crop, hands)]
+    return draw_sample(sample.crop.numpy(), Marks(boxes, np.ones(2), joints), said, meshes)[1:]
 
 
 def caption(id: str, table: dict[str, "np.ndarray"], row: int) -> str:

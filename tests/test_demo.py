@@ -66,7 +66,7 @@ def expected(name: str) -> set[str]:
         f"meshes/{name}.glb",
         *(f"meshes/{name}_{hand}.{suffix}" for hand in hands for suffix in ("obj", "ply")),
         *(f"params/{name}_{hand}.json" for hand in hands),
-        *(f"renders/{name}_{kind}.jpg" for kind in ("box", "skeleton", "mesh")),
+        *(f"renders/{name}_{kind}.jpg" for kind in ("box", "skeleton", "mesh", "side")),
     }
 
 
@@ -92,13 +92,13 @@ def test_all_files(run, capsys):
     assert [len(params[key]) for key in ("root_pose", "hand_pose", "shape", "root_trans")] == [3, 45, 10, 3]
     assert json.loads((out / "params" / "a_right.json").read_text())["root_trans"] == [0, 0, 0]
     assert params["root_trans"] == json.loads((out / "results" / "a.json").read_text())["rel_transl"]
-    for kind in ("box", "skeleton", "mesh"):
+    for kind in ("box", "skeleton", "mesh", "side"):
         assert cv2.imread(str(out / "renders" / f"a_{kind}.jpg")).shape == (200, 150, 3)
 
 
 def test_meshes_and_cameras_give_the_overlay(run):
     """From the written files alone: project(vertices) has the extent of the rendered silhouette to half a pixel."""
-    from common.utils.render import HandMesh, rasterize
+    from common.utils.raster import HandMesh, rasterize
 
     out = run()
     content = json.loads((out / "results" / "a.json").read_text())

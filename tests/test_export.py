@@ -16,7 +16,8 @@ import trimesh
 from common.types import LEFT, RIGHT
 from common.utils.camera import Camera
 from common.utils.export import write_glb, write_html, write_obj, write_ply
-from common.utils.render import HAND_RGB, HandMesh
+from common.utils.raster import HandMesh
+from common.utils.render import HAND_RGB
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ import trimesh
 
 from common.errors import UserError
 from common.types import LEFT, RIGHT
-from common.utils import render
+from common.utils import raster, render
 from common.utils.camera import Camera, project
-from common.utils.render import HandMesh, rasterize, render_hands
+from common.utils.raster import HandMesh, rasterize, vertex_normals
+from common.utils.render import render_hands
 
 
 def tube() -> tuple[np.ndarray, np.ndarray]:
@@ -96,7 +97,7 @@ def test_bands_do_not_show(monkeypatch, orthographic):
     hands, height, width = scene(5, orthographic)
     photo = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     whole, picture = rasterize(hands, height, width), render_hands(photo, hands)
-    monkeypatch.setattr(render, "BAND_PIXELS", 3 * width)
+    monkeypatch.setattr(raster, "BAND_PIXELS", 3 * width)
     for one, other in zip(whole, rasterize(hands, height, width), strict=True):
         assert (one == other).all()
     assert (render_hands(photo, hands) == picture).all()
@@ -221,7 +222,7 @@ def test_normals_are_interpolated_on_the_surface(orthographic):
     mesh = trimesh.creation.icosphere(subdivisions=1, radius=0.05)
     vertices, faces = np.asarray(mesh.vertices) + [0.002, -0.003, 0.075], np.asarray(mesh.faces)
     hand = HandMesh(vertices, faces, LEFT, camera)
-    normals = render.vertex_normals(vertices, faces)
+    normals = vertex_normals(vertices, faces)
     picture = render_hands(np.zeros((90, 100, 3), np.uint8), [hand], antialias=False)
     raster = rasterize([hand], 90, 100)
     rows, columns = np.nonzero(raster.hand == 0)

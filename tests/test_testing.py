@@ -16,7 +16,7 @@ from test_data_targets import recorded  # noqa: F401
 from common.checkpoint import read_checkpoint
 from common.distributed import launch
 from common.errors import UserError
-from common.utils.charts import contact_sheet, histograms
+from common.utils.sheets import contact_sheet, histograms
 from main import test as script
 
 SETS = {"HIC": 10, "InterHand26M": 11, "MSCOCO": 10, "ReInterHand": 6}  # samples

@@ -34,10 +34,13 @@ def main() -> None:
     args = parse_args()
     from dataclasses import replace
 
+    import numpy as np
+
     from common.nets.mano import TwoHandMano
     from common.utils.files import write_image
     from common.utils.images import quiet_opencv
     from common.utils.mano_files import read_hand_models
+    from common.utils.sheets import arrange
     from data.dataset import open_dataset
     from main.config import Config
 
@@ -56,8 +59,8 @@ def main() -> None:
             )
         augmentation = choose_augmentation(args, index)
         item = dataset[index] if args.split == "test" else dataset.sample(index, augmentation)
-        rows.append(draw(item, mano, config.frames, index))
-    write_image(args.out, arrange(rows))
+        rows.append(np.concatenate(draw(item, mano, config.frames, index), 1))
+    write_image(args.out, arrange(rows, 3))
     print(f"{len(rows)} of {len(dataset)} samples of {args.set} {args.split} drawn: {args.out}")
 
 
@@ -145,7 +148,8 @@ def draw_meshes(
 
     from common.utils.affine import apply_affine
     from common.utils.camera import Camera
-    from common.utils.render import HandMesh, render_hands
+    from common.utils.raster import HandMesh
+    from common.utils.render import render_hands
     from common.utils.targets import project_posed
     from common.utils.visualize import draw_skeletons
 
@@ -163,17 +167,6 @@ def draw_meshes(
         meshes.append(HandMesh(points, mano.faces[hand].numpy(), int(hand), camera))
     joints_crop = to_crop(mano.regress_joints(vertices_cam))
     return draw_skeletons(render_hands(image, meshes), joints_crop, valid)
-
-
-def arrange(rows: list[list["np.ndarray"]], columns: int = 3) -> "np.ndarray":
-    """Samples as a sheet, `columns` of them side by side."""
-    import numpy as np
-
-    pairs = [np.concatenate(row, 1) for row in rows]
-    columns = min(columns, len(pairs))
-    pairs += [np.full_like(pairs[0], 255)] * (-len(pairs) % columns)
-    lines = [np.concatenate(pairs[start : start + columns], 1) for start in range(0, len(pairs), columns)]
-    return np.concatenate(lines, 0)
 
 
 if __name__ == "__main__":

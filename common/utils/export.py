@@ -12,7 +12,8 @@ import numpy as np
 
 from common.types import SIDES
 from common.utils.files import atomic_write
-from common.utils.render import AMBIENT, DIFFUSE, HAND_RGB, TINT, HandMesh, vertex_normals
+from common.utils.raster import HandMesh, vertex_normals
+from common.utils.render import AMBIENT, DIFFUSE, HAND_RGB, TINT
 
 if TYPE_CHECKING:
     import trimesh
@@ -93,7 +94,7 @@ def write_html(path: str | os.PathLike, hands: list[HandMesh], title: str) -> No
     lit, glow = np.full((2, 3), DIFFUSE / PAGE_LAMP), AMBIENT + TINT * np.asarray(HAND_RGB)
     page = scene_to_html(_scene(hands, lit, glow))
     page = re.sub("<title>.*?</title>", lambda _: f"<title>{title}</title>", page, count=1, flags=re.DOTALL)
-    atomic_write(path, page.replace("<body>", f"<body>{caption}", 1).encode())
+    atomic_write(path, page.replace("<body>", f"<body>{caption}", 1).encode("utf-8", "replace"))
 
 
 def _legend() -> str:

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from common.utils.render import HandMesh, Raster, empty_raster, project_faces
+from common.utils.raster import HandMesh, Raster, empty_raster, project_faces
 
 
 def rasterize(hands: list[HandMesh], height: int, width: int) -> Raster:
-    """`render.rasterize` by PyTorch3D, on the CPU and in float32: same cameras, same pixel centres.
+    """`raster.rasterize` by PyTorch3D, on the CPU and in float32: same cameras, same pixel centres.
 
     Raises:
         UserError: it is not installed.

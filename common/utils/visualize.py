@@ -10,7 +10,8 @@ import numpy as np
 
 from common.types import SIDES
 from common.utils.joints import BONES, FINGERS
-from common.utils.render import FARTHEST_PIXEL, HAND_RGB
+from common.utils.raster import FARTHEST_PIXEL
+from common.utils.render import HAND_RGB
 
 # Thumb to pinky, RGB: shades of the hand's colour, far enough apart to follow a finger.
 FINGER_RGB = np.array(
