@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,11 +19,13 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 from torch import distributed as dist
 
-from common.errors import UserError, run_main
+from common.errors import UserError, explain_failure
 
 # Patience with the other processes: one of them may be reading the annotations of a million pictures.
 TIMEOUT = timedelta(hours=2)
-STOPPED_BY_SIGINT = 130
+PATIENCE = 5.0  # seconds for the others to end by themselves once a process has failed
+FAILED, STOPPED_BY_SIGINT = 2, 130  # exit codes
+QUIET_TRACKER = "ignore:resource_tracker"
 
 
 class Place(NamedTuple):
@@ -39,47 +42,90 @@ class Place(NamedTuple):
         return self.rank == 0
 
 
+class OtherStopped(UserError):
+    """This process ends only because another one of its group has; what went wrong is said there."""
+
+
 def launch(run: Callable[[Place], int | None], devices: list[torch.device]) -> int:
     """Call `run` in one process for each device, and wait.
 
     Under torchrun (RANK and WORLD_SIZE are set) the processes are there already and this one is one of them. Ctrl-C
-    and SIGTERM reach all processes that this one starts, as SIGTERM.
+    and SIGTERM reach all processes that this one starts, as SIGTERM; they die with this one.
 
     Args:
         run: a function of a module, or a partial of one; it must be picklable.
         devices: of this machine.
 
     Returns:
-        The exit code: that of `run`; where it differs, of the first process that failed.
+        The exit code: that of `run`; where it differs, of a process that failed.
 
     Raises:
-        UserError: torchrun started more processes than there are devices, or a process was killed.
+        UserError: torchrun started more processes than there are devices, or a process was killed, or raised one.
     """
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+    if under_torchrun():
         rank, world, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         if devices[0].type == "cpu":
             devices = devices[:1] * (local + 1)
         if local >= len(devices):
             raise UserError(f"torchrun started a process for GPU number {local}, there are {len(devices)}; fewer with "
                             "--nproc_per_node")  # fmt: skip
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # else it may be a launcher whose processes outlive what forked them
+            end_with_parent()
         return _run_in_group(run, Place(rank, world, local, devices[local]), "env://")
     if len(devices) == 1:
+        if devices[0].type == "cuda":
+            torch.cuda.set_device(devices[0])
         return run(Place(0, 1, 0, devices[0])) or 0
     with tempfile.TemporaryDirectory() as folder:  # where the processes find each other: no port to be taken
-        context, store = multiprocessing.get_context("spawn"), f"file://{folder}/store"
+        # Python's tracker would complain at length of what a killed process left to it.
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), QUIET_TRACKER)))
+        context = multiprocessing.get_context("spawn")
         processes = [
-            context.Process(target=_child, args=(run, Place(rank, len(devices), rank, device), store))
+            context.Process(target=_child, args=(run, Place(rank, len(devices), rank, device), folder))
             for rank, device in enumerate(devices)
         ]
-        return _watch(processes)
+        return _watch(processes, Path(folder))
 
 
-def _child(run: Callable[[Place], int | None], place: Place, store: str) -> None:
+def under_torchrun() -> bool:
+    """Whether torchrun, or a launcher of its kind, started this process as one of several."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def end_with_parent() -> None:
+    """Have Linux kill this process as soon as the one that started it is gone, even by SIGKILL.
+
+    Else it would train on unseen, and keep the folder's lock or the GPU's memory. Elsewhere than on Linux this does
+    nothing.
+    """
+    multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():  # it was gone before
+        os._exit(1)
+
+
+def _child(run: Callable[[Place], int | None], place: Place, folder: str) -> None:
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent passes it on
     if place.device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.world))
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are on this machine, whatever its name resolves to
-    run_main(lambda: _run_in_group(run, place, store))
+    try:
+        code = _run_in_group(run, place, f"file://{folder}/store")
+    except OtherStopped:
+        code = FAILED
+    except UserError as error:  # the parent says it, once for all processes
+        Path(folder, f"error_{place.rank}").write_text(str(error), encoding="utf-8")
+        code = FAILED
+    except KeyboardInterrupt:
+        code = STOPPED_BY_SIGINT
+    except Exception as error:
+        text = explain_failure(error)
+        if text is None:
+            raise
+        Path(folder, f"error_{place.rank}").write_text(text, encoding="utf-8")
+        code = FAILED
+    sys.exit(code)
 
 
 def _run_in_group(run: Callable[[Place], int | None], place: Place, store: str) -> int:
@@ -97,19 +143,30 @@ def _run_in_group(run: Callable[[Place], int | None], place: Place, store: str) 
     except RuntimeError as error:
         # A process of the group that leaves makes the others fail in their next common step, with a long story.
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise UserError(f"process {place.rank} of {place.world} stops: another one has stopped") from None
+            raise OtherStopped(f"process {place.rank} of {place.world} stops: another one has stopped") from None
         raise
     dist.destroy_process_group()
     return code
 
 
-def _watch(processes: list[Any]) -> int:
-    """Start processes, pass signals on to them and wait; if one fails, the others are ended."""
+def _watch(processes: list[Any], folder: Path) -> int:
+    """Start processes, pass signals on to them and wait; if one fails, the others are ended.
+
+    Args:
+        folder: where a process that raises UserError leaves its text, as error_{rank}.
+
+    Returns:
+        The exit code of all.
+
+    Raises:
+        UserError: the text of a process, or that one was killed.
+    """
     asked: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:
         if number in asked:  # the second time: at once
-            os._exit(_kill_all(processes) or STOPPED_BY_SIGINT)
+            _kill_all(processes)
+            os._exit(STOPPED_BY_SIGINT)
         asked.append(number)
         for process in processes:
             if process.is_alive():
@@ -119,37 +176,41 @@ def _watch(processes: list[Any]) -> int:
         process.start()
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        running = {process.sentinel: process for process in processes}
-        while running:
-            for sentinel in wait(list(running)):
-                process = running.pop(sentinel)
-                process.join()
-                if process.exitcode:
-                    _kill_all(processes, wait_s=5)
-                    break
-            else:
-                continue
-            break
+        codes = _wait_for_all(processes)
     finally:
         _kill_all(processes)
         for number, handler in before.items():
             signal.signal(number, handler)
-    code = process.exitcode
-    if asked and code == -signal.SIGTERM:  # before training had begun
-        code = 0
-    if code and code < 0:
-        raise UserError(f"a process was ended by signal {-code}; if it was 9, memory may have run out")
-    return code or (STOPPED_BY_SIGINT if signal.SIGINT in asked else 0)
+    errors = sorted(folder.glob("error_*"))
+    if errors:
+        raise UserError(errors[0].read_text(encoding="utf-8"))
+    if asked and -signal.SIGTERM in codes:  # before training had begun
+        codes = []
+    if killed := [-code for code in codes if code < 0]:
+        raise UserError(f"a process was ended by signal {killed[0]}; if it was 9, memory may have run out")
+    failed = [code for code in codes if code]
+    return min(failed) if failed else STOPPED_BY_SIGINT if signal.SIGINT in asked else 0
 
 
-def _kill_all(processes: list[Any], wait_s: float = 0) -> int:
-    """End what still runs, after some seconds in which it may end by itself."""
+def _wait_for_all(processes: list[Any]) -> list[int]:
+    """The exit codes of those that ended by themselves: all, or those of some seconds after the first failure."""
+    running, end = {process.sentinel: process for process in processes}, None
+    codes: list[int] = []
+    while running and (end is None or time.monotonic() < end):
+        for sentinel in wait(list(running), end and max(0, end - time.monotonic())):
+            process = running.pop(sentinel)
+            process.join()
+            codes.append(process.exitcode)
+            if process.exitcode and end is None:
+                end = time.monotonic() + PATIENCE
+    return codes
+
+
+def _kill_all(processes: list[Any]) -> None:
     for process in processes:
-        process.join(wait_s)
         if process.is_alive():
             process.kill()
             process.join()
-    return 0
 
 
 # ---- What the processes of a group do together; with a single process these do nothing ----

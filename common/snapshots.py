@@ -8,8 +8,8 @@ Both hold `training`: where the training stands and all that the next step depen
 
 import copy
 import re
+import reprlib
 import sys
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from common.checkpoint import load_network, read_checkpoint, save_checkpoint
+from common.checkpoint import check_tensor, load_network, read_checkpoint, save_checkpoint
+from common.config_options import config_of_checkpoint
 from common.errors import UserError
 from common.utils.files import make_folder
-from main.config import Config, config_from_dict, config_to_dict
+from main.config import Config, config_to_dict
 
 KEPT_STEPS = 2  # step checkpoints: the newest, and one before it in case the newest is damaged
 EPOCH_FILE, STEP_FILE = re.compile(r"snapshot_(\d{1,9})\.pth"), re.compile(r"step_(\d{1,9})_(\d{1,9})\.pth")
@@ -77,7 +78,6 @@ def newest_whole(folder: Path, tell: Callable[[str], None]) -> Path | None:
     snapshots = list_snapshots(folder)
     for _, path in snapshots:
         try:
-            check_whole(path)
             read_checkpoint(path)
         except UserError as error:
             tell(f"passed over: {error}")
@@ -90,29 +90,19 @@ def newest_whole(folder: Path, tell: Callable[[str], None]) -> Path | None:
     return None
 
 
-def check_whole(path: Path) -> None:
-    """Raises UserError if a file's content does not have its checksums: loading alone would not notice."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged:
-                raise UserError(f"checkpoint {path} is damaged: {damaged} in it does not have its checksum")
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise UserError(f"checkpoint {path} is damaged: {error}") from None
-
-
 def read_start(path: Path) -> Start:
-    """Raises UserError if it is no checkpoint, or says nonsense of where it stands."""
-    content = read_checkpoint(path)
-    config, training = content.get("config"), content.get("training")
-    try:
-        config = config_from_dict(config) if config else None
-        if isinstance(training, Mapping):
-            return Start(path, Progress(int(training["epoch"]), int(training["step"])), content, config, training)
-        return Start(path, Progress(int(content["epoch"]) + 1, 0), content, config, None)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"checkpoint {path} does not say how it was trained ({error})") from None
+    """What `newest_whole` found. Raises UserError if it is no checkpoint, or says nonsense of where it stands."""
+    content = read_checkpoint(path, whole=False)
+    config, training = config_of_checkpoint(content, path), content.get("training")
+    if not isinstance(training, Mapping):
+        training = None
+    at = (content.get("epoch"), -1) if training is None else (training.get("epoch"), training.get("step"))
+    if not all(type(number) is int and -1 <= number < 10**9 for number in at):
+        raise UserError(f"checkpoint {path} does not say how long it was trained: epoch and step {reprlib.repr(at)}")
+    progress = Progress(at[0] + 1, 0) if training is None else Progress(*at)
+    if min(progress) < 0:
+        raise UserError(f"checkpoint {path} says that it comes from before the start: epoch and step {at}")
+    return Start(path, progress, content, config, training)
 
 
 def restore(start: Start, parts: Parts) -> None:
@@ -126,15 +116,36 @@ def restore(start: Start, parts: Parts) -> None:
         return
     try:
         # A copy: what was read is a window on the file.
-        parts.optimizer.load_state_dict(copy.deepcopy(start.content["optimizer"]))
+        load_optimizer(parts.optimizer, copy.deepcopy(start.content["optimizer"]))
         if parts.scaler.is_enabled() and start.training["scaler"]:
             parts.scaler.load_state_dict(start.training["scaler"])
         torch.set_rng_state(start.training["random"]["cpu"])
         if torch.cuda.is_available() and start.training["random"]["cuda"] is not None:
             torch.cuda.set_rng_state(start.training["random"]["cuda"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"the training state in {start.path} does not fit: {reason}") from None
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Adam's state of each weight, from a checkpoint. Its settings stay: they follow from the configuration.
+
+    Raises:
+        ValueError, or whatever a mapping of another shape leads to: it does not belong to these weights.
+    """
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, settings in zip(optimizer.param_groups, groups, strict=True):
+        for key in set(group) - {"params"}:
+            del group[key]
+        group.update(settings)
+    known = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    for weight, state in optimizer.state.items():
+        if id(weight) not in known or state.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+            raise ValueError("the optimiser's state is not Adam's")
+        check_tensor("the optimiser's state", state["step"], weight.new_zeros(()))
+        for name in ("exp_avg", "exp_avg_sq"):
+            check_tensor("the optimiser's state", state[name], weight)
 
 
 def save_progress(folder: Path, progress: Progress, parts: Parts, config: Config, **more: Any) -> Path:

@@ -16,10 +16,11 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from common.criterion import InterWildLoss
-from common.distributed import FolderLock, Place, barrier, from_all, from_main, main_first
+from common.distributed import FolderLock, Place, barrier, end_with_parent, from_all, from_main, main_first
 from common.errors import UserError
 from common.logger import TrainLog
 from common.nets.mano import TwoHandMano
+from common.sample_pictures import draw_sheet
 from common.snapshots import (
     Parts,
     Progress,
@@ -34,7 +35,6 @@ from common.snapshots import (
 from common.types import Prediction, Sample, Targets
 from common.utils.files import make_folder, write_image
 from common.utils.mano_files import read_hand_models
-from common.utils.sheets import draw_sheet
 from data.dataset import MixedDataset, MixedSampler, init_worker, one_line_errors, open_training, to_device
 from main.config import Config
 from main.model import InterWild, build_model, init_trunks
@@ -209,8 +209,9 @@ def build_loader(place: Place, config: Config, data: MixedDataset, sampler: Mixe
 
 
 def start_worker(worker: int) -> None:
-    """A worker leaves Ctrl-C and SIGTERM, which reach it too, to the process that it works for."""
+    """A worker leaves Ctrl-C and SIGTERM, which reach it too, to the process that it works for, and dies with it."""
     init_worker(worker)
+    end_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

@@ -45,6 +45,8 @@ from common.options import GPU_HELP, MANO_FOLDER  # noqa: E402
 from main.config import Config  # noqa: E402
 
 if TYPE_CHECKING:
+    import torch
+
     from common.distributed import Place, StopSignal
     from common.snapshots import Progress
     from common.training import StepResult, Training
@@ -64,11 +66,27 @@ def main() -> int:
     from common.distributed import launch
 
     devices = parse_devices(args.gpu)
+    check_processes(args, devices)
     if devices[0].type == "cpu":
         devices *= args.processes
     if args.parallel == "dp":
         args.dp_devices, devices = devices, devices[:1]
     return launch(partial(train, args), devices)
+
+
+def check_processes(args: argparse.Namespace, devices: "list[torch.device]") -> None:
+    """Raises UserError if the options name two ways to share the work out."""
+    from common.distributed import under_torchrun
+
+    on_cpu = devices[0].type == "cpu"
+    if args.parallel == "dp" and under_torchrun():
+        raise UserError("--parallel dp is one process for all GPUs: start it with python instead of torchrun")
+    if args.parallel == "dp" and on_cpu:
+        raise UserError("--parallel dp is for GPUs; on the CPU leave it out, and set --processes if you like")
+    if args.processes > 1 and under_torchrun():
+        raise UserError("torchrun starts the processes: give it --nproc_per_node instead of --processes")
+    if args.processes > 1 and not on_cpu:
+        raise UserError("--processes is for the CPU: each GPU has one process; choose GPUs with --gpu")
 
 
 def train(args: argparse.Namespace, place: "Place") -> int:
@@ -215,8 +233,8 @@ def collect(
         more = f" and {len(culprits) - NAMED_SAMPLES} more" if len(culprits) > NAMED_SAMPLES else ""
         raise UserError(
             f"not finite at epoch {epoch}, step {step}: {', '.join(bad)}; samples: "
-            f"{', '.join(culprits[:NAMED_SAMPLES])}{more}. Check them, or lower --lr; the last checkpoint is from "
-            "before this step, --continue goes on there"
+            f"{', '.join(culprits[:NAMED_SAMPLES])}{more}. Check them, or lower --lr; what was saved is from before "
+            "this step, --continue goes on there"
         )
     return {"total": sum(losses), **terms, "gradient_norm": gradient_norm, "replaced": replaced * world}
 

@@ -25,6 +25,7 @@ from common.training import build_training, check_order, timed_batches
 from common.utils.standin_hand import write_standin
 from main import train as program
 from main.config import PRESETS, Config, config_from_dict, config_to_dict
+from tool import make_toy_data
 from tool.kill_test import compare
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,9 +49,11 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
     (folder / "mano").mkdir()
     write_standin(folder / "mano")
-    command = [sys.executable, ROOT / "tool" / "make_toy_data.py", "--out", folder / "data", "--mano", folder / "mano"]
-    command += ["--sets", "InterHand26M,MSCOCO", "--train", "4", "--test", "1", "--scale", "0.25"]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    argv = ["make_toy_data.py", "--out", str(folder / "data"), "--mano", str(folder / "mano")]
+    argv += ["--sets", "InterHand26M,MSCOCO", "--train", "4", "--test", "1", "--scale", "0.25"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", argv)
+        make_toy_data.main()
     return folder
 
 
@@ -59,19 +62,9 @@ def options(toy: Path, output: Path, *more: str) -> list[str]:
     return [
         *("--gpu", "cpu", "--preset", "small", "--init", "random", "--trainset_3d", "InterHand26M"),
         *("--data", str(toy / "data"), "--mano", str(toy / "mano"), "--output", str(output)),
-        *(
-            "--train_batch_size",
-            "2",
-            "--end_epoch",
-            "2",
-            "--workers",
-            "0",
-            "--visualize_every",
-            "0",
-            "--frames",
-            *TINY,
-            *more,
-        ),
+        *("--train_batch_size", "2", "--end_epoch", "2", "--workers", "0", "--visualize_every", "0"),
+        *("--box_channels", "16", "--frames", *TINY),
+        *more,
     ]
 
 
@@ -234,7 +227,7 @@ def test_parts_of_a_step_give_its_losses_and_gradient(toy: Path, tmp_path: Path)
 
 
 def test_two_processes_do_what_one_does_in_two_parts_and_end_together(toy: Path, tmp_path: Path) -> None:
-    """Losses and weights are equal: batch norm sees the same samples in both. Then Ctrl-C, which reaches parent,
+    """Losses and weights are equal: batch norm sees the same samples in both. Before, Ctrl-C, which reaches parent,
     children and loader workers alike: all must agree on the last step, and the training be saved."""
     one, two = tmp_path / "one", tmp_path / "two"
     two.mkdir()
@@ -247,9 +240,9 @@ def test_two_processes_do_what_one_does_in_two_parts_and_end_together(toy: Path,
     while not (losses.exists() and losses.read_text().count("\n") > 2):  # the second epoch of two steps has begun
         assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "messages.txt").read_text()
         time.sleep(0.05)
-    assert run(toy, one, "--end_epoch", "1", "--accumulate", "2", "--train_batch_size", "4") == 0
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 130
+    assert run(toy, one, "--end_epoch", "1", "--accumulate", "2", "--train_batch_size", "4") == 0
     told = (tmp_path / "messages.txt").read_text()
     assert "Traceback" not in told and "stopped and saved" in told
 
@@ -262,6 +255,36 @@ def test_two_processes_do_what_one_does_in_two_parts_and_end_together(toy: Path,
             assert (a[key] - b[key]).abs().max() <= 0.01 * PRESETS["small"]["lr"], key
     last = Progress(lines[1][-1]["epoch"], lines[1][-1]["step"] + 1)
     assert list_snapshots(two / "model_dump")[0][0] in (last, Progress(last.epoch + 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("argv", "torchrun", "told"),
+    [
+        ("--parallel dp --gpu cpu", False, "--parallel dp is for GPUs"),
+        ("--parallel dp", True, "start it with python instead of torchrun"),
+        ("--processes 2 --gpu cpu", True, "--nproc_per_node instead of --processes"),
+    ],
+)
+def test_two_ways_to_share_out_are_refused(
+    monkeypatch: pytest.MonkeyPatch, argv: str, torchrun: bool, told: str
+) -> None:
+    """Under torchrun, DataParallel would leave each process with weights of its own, unseen."""
+    for name in ("RANK", "WORLD_SIZE") if torchrun else ():
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(UserError, match=told):
+        program.check_processes(program.parse_args(argv.split()), [torch.device("cpu")])
+
+
+def test_processes_are_for_the_cpu() -> None:
+    """On GPUs the option would do nothing."""
+    with pytest.raises(UserError, match="--processes is for the CPU"):
+        program.check_processes(program.parse_args(["--processes", "2"]), [torch.device("cuda", 0)])
+
+
+def test_batch_norm_over_processes_needs_gpus(toy: Path, tmp_path: Path) -> None:
+    """PyTorch has it for no CPU: said before the first step, not from within it."""
+    with pytest.raises(UserError, match="sync_bn is for several GPUs"):
+        run(toy, tmp_path, "--sync_bn", "true")
 
 
 # ---- Not finite, not readable ----
@@ -351,7 +374,7 @@ def test_every_value_can_be_set(tmp_path: Path) -> None:
     assert (config.lr, config.seed, config.sync_bn, config.lr_dec_epoch) == (5e-5, 5, True, (1, 2))
     assert config.trainset_3d == ("InterHand26M", "ReInterHand") and config.trainset_2d == ()
     assert (config.augmentation.rot, config.augmentation.scale, config.augmentation.color) == (10.0, 0.0, 0.1)
-    assert config.body_backbone == "resnet18" and config.frames.crop == (256, 192)
+    assert config.body_backbone == PRESETS["small"]["body_backbone"] and config.frames.crop == (256, 192)
     assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
 
 
@@ -402,7 +425,7 @@ def test_log_on_a_full_disk_says_so(tmp_path: Path) -> None:
 
 def test_sheet_shows_what_cannot_be_drawn_as_nothing(toy: Path, tmp_path: Path) -> None:
     """A network in its first steps predicts anything; the sheet must not stop the training."""
-    from common.utils.sheets import draw_sheet
+    from common.sample_pictures import draw_sheet
 
     args = program.parse_args(options(toy, tmp_path))
     made = build_training(args, PLACE, read_config(args), None)

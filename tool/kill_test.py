@@ -9,8 +9,10 @@ each of these ways, continued after each blow with --continue:
     kill     SIGKILL, at random moments: while starting, in a step, and in the middle of writing a checkpoint
     stop     SIGTERM at random moments; each time the training must save and end well
     full     no room for a checkpoint (a limit on the size of files): exit code 2, the older ones must stay
+    child    with --processes 2: SIGKILL for one of the two at random moments; the other must end with it, exit code 2
 
-Then losses and all tensors of all snapshots must be equal, bit for bit. Exit code: 0 if they are, 1 if not.
+After each of them nothing that the training started may be left running. Then losses and all tensors of all snapshots
+must be equal, bit for bit. Exit code: 0 if they are, 1 if not.
 """
 
 import argparse
@@ -32,7 +34,8 @@ from common.errors import UserError, run_main  # noqa: E402
 
 LONGEST_RUN = 900  # seconds
 SMALL_FILES = 32 << 20  # bytes: room for logs, not for a checkpoint
-ALL_WAYS = ("kill", "stop", "full")
+ALL_WAYS = ("kill", "stop", "full", "child")
+FAREWELL = 5.0  # seconds after which nothing may be left of a training that was killed
 
 
 def main() -> int:
@@ -43,11 +46,9 @@ def main() -> int:
     begun = time.monotonic()
     check(finish(start(args, wanted)), 0, "the undisturbed training")
     print(f"undisturbed: {time.monotonic() - begun:.0f} s", flush=True)
-    ways = {"kill": kill_often, "stop": stop_often, "full": fill_disk}
+    ways = {"kill": kill_often, "stop": stop_often, "full": fill_disk, "child": kill_children}
     different = []
-    for way in args.ways.split(","):
-        if way not in ways:
-            raise UserError(f"--ways: there is no {way!r}; there are: {', '.join(ways)}")
+    for way in args.ways:
         ways[way](args, args.out / way)
         check(finish(start(args, args.out / way)), 0, "the last continuation")
         differences = compare(wanted, args.out / way)
@@ -100,8 +101,14 @@ def check(code: int, expected: int, what: str) -> None:
         raise UserError(f"{what} ended with exit code {code}, not {expected}; see messages.txt in its folder")
 
 
-def strike(args: argparse.Namespace, output: Path, number: int, rng: random.Random, moment: str) -> int | None:
-    """Start a training, send it a signal at a random moment; its exit code, None if it had ended before."""
+def strike(
+    args: argparse.Namespace, output: Path, number: int, rng: random.Random, moment: str, child: bool = False
+) -> int | None:
+    """Start a training, send it a signal at a random moment; its exit code, None if it had ended before.
+
+    Args:
+        child: the signal goes to one of the processes that share the training.
+    """
     process = start(args, output)
     if moment != "starting":
         wait_until(process, signs(output)[moment])
@@ -110,11 +117,29 @@ def strike(args: argparse.Namespace, output: Path, number: int, rng: random.Rand
         time.sleep(0.005)
     if process.poll() is not None:
         return None
-    if args.processes > 1 and number == signal.SIGKILL:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)  # of loader workers nothing is heard: they must not stand in the way
-    return finish(process)
+    # Only it, or one of its children: of the others nothing is heard, and they must not stand in the way.
+    os.kill(rng.choice(children(process.pid)) if child else process.pid, number)
+    code = finish(process)
+    nothing_left(process.pid)
+    return code
+
+
+def children(pid: int) -> list[int]:
+    """The processes that share a training."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()] or [pid]
+
+
+def nothing_left(group: int) -> None:
+    """Raises UserError if processes of a group live on."""
+    deadline = time.monotonic() + FAREWELL
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.02)
+    raise UserError(f"{FAREWELL:.0f} s after a training has ended, processes that it started live on (group {group})")
 
 
 def signs(output: Path) -> dict[str, Callable[[], bool]]:
@@ -155,6 +180,18 @@ def stop_often(args: argparse.Namespace, output: Path) -> None:
     print(f"stop: stopped {stopped} times", flush=True)
 
 
+def kill_children(args: argparse.Namespace, output: Path) -> None:
+    rng, killed = random.Random(args.seed), 0
+    for _ in range(max(1, args.kills // 2)):
+        code = strike(args, output, signal.SIGKILL, rng, rng.choice(["step", "saving"]), child=True)
+        if code is None:
+            break
+        check(code, 2, "a training of which one process was killed")
+        killed += 1
+    message = (output / "messages.txt").read_text().strip().splitlines()[-1]
+    print(f"child: one of two processes killed {killed} times; exit code 2, and it says:\n    {message}", flush=True)
+
+
 def fill_disk(args: argparse.Namespace, output: Path) -> None:
     strike(args, output, signal.SIGTERM, random.Random(args.seed), "step")
     before = hashes(output)
@@ -193,14 +230,20 @@ def compare(wanted: Path, found: Path) -> list[str]:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="a new folder; needs about 4 GB")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder; needs about 6 GB")
     parser.add_argument("--kills", type=int, default=20, help="(default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=6, help="of 6 steps (default: %(default)s)")
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="of each training (default: 1)")
     parser.add_argument("--workers", type=int, default=0, help="loader workers of each process (default: 0)")
-    parser.add_argument("--ways", default=",".join(ALL_WAYS), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--ways", help="comma-separated (default: all that there are)")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments (default: 0)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    possible = ALL_WAYS if args.processes > 1 else ALL_WAYS[:-1]
+    args.ways = args.ways.split(",") if args.ways else possible
+    for way in args.ways:
+        if way not in possible:
+            parser.error(f"--ways: there is no {way!r}; there are: {', '.join(possible)}")
+    return args
 
 
 if __name__ == "__main__":

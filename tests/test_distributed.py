@@ -1,0 +1,93 @@
+"""Processes that work together: they end together, with one line, and none outlives the one that started it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.distributed import Place, barrier, launch
+from common.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+TWO = [torch.device("cpu")] * 2
+
+
+def fail_everywhere(place: Place) -> None:
+    raise UserError("this is wrong")
+
+
+def fail_in_second(place: Place) -> None:
+    if place.rank:
+        raise UserError("this is wrong")
+    barrier(place)
+
+
+def kill_second(place: Place) -> None:
+    """As the system does when memory runs out."""
+    if place.rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+    barrier(place)
+
+
+def wait_long(folder: Path, place: Place) -> None:
+    (folder / str(os.getpid())).touch()
+    barrier(place)
+    (folder / "together").touch()
+    time.sleep(60)
+
+
+@pytest.mark.parametrize(
+    ("work", "told"),
+    [
+        (fail_everywhere, r"^this is wrong$"),
+        (fail_in_second, r"^this is wrong \(process 1 of 2\)$"),
+        (kill_second, "a process was ended by signal 9"),
+    ],
+)
+def test_one_that_fails_ends_all_with_one_line(
+    work: Callable[[Place], None], told: str, capfd: pytest.CaptureFixture
+) -> None:
+    """However many of them it concerns, and though the others only wait; nothing else is printed."""
+    begun = time.monotonic()
+    with pytest.raises(UserError, match=told):
+        launch(work, TWO)
+    assert time.monotonic() - begun < 60
+    assert "Traceback" not in (printed := capfd.readouterr().err) and "this is wrong" not in printed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
+def test_none_outlives_the_one_that_started_it(tmp_path: Path) -> None:
+    """Killed, it can say nothing to them; they would train on and hold the folder's lock."""
+    code = (
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "from functools import partial\nfrom test_distributed import TWO, Path, launch, wait_long\n"
+        f"if __name__ == '__main__': launch(partial(wait_long, Path({str(tmp_path)!r})), TWO)"
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    with subprocess.Popen([sys.executable, script]) as parent:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "together").exists():
+            assert parent.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        parent.kill()
+    children = [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]
+    assert len(children) == 2
+    deadline = time.monotonic() + 20
+    while any(map(is_alive, children)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    """A zombie, which only waits to be noticed, is not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
