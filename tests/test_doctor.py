@@ -14,8 +14,11 @@ from common.options import ROOT
 from common.utils.files import write_json
 from data import layouts
 from tool import doctor
+from tool.doctor_annotations import check_coco, check_hic, check_interhand
+from tool.doctor_captures import check_reinterhand
+from tool.doctor_report import Options, Report
 
-OPTIONS = doctor.Options(sample=50, full=False)
+OPTIONS = Options(sample=50, full=False)
 RNG = np.random.default_rng(0)
 EYE = np.eye(3).tolist()
 JOINTS_MM = RNG.uniform(-60, 60, (42, 3)) + [0, 0, 1000]
@@ -84,6 +87,7 @@ def make_coco(data: Path) -> Path:
         "righthand_valid": False,
     }
     person |= {"lefthand_kpts": [1, 2, 0.5] * 21, "righthand_kpts": [0] * 63}
+    person |= {"lefthand_box": [1, 2, 5, 5], "righthand_box": [0] * 4}
     people = [{"id": 10 + k, "image_id": k, **person} for k in range(4)]
     for split in ("train", "val"):
         write(root / layouts.COCO_JSON.format(split=split), {"images": images, "annotations": people})
@@ -136,15 +140,15 @@ def make_capture(data: Path, name: str = layouts.TEST_CAPTURES[0]) -> Path:
     return capture
 
 
-def interhand(root: Path, split: str = "train", options: doctor.Options = OPTIONS) -> doctor.Report:
-    return doctor.check_interhand(root, split, options)
+def interhand(root: Path, split: str = "train", options: Options = OPTIONS) -> Report:
+    return check_interhand(root, split, options)
 
 
-def captures(capture: Path) -> doctor.Report:
-    return doctor.check_reinterhand(capture.parent.parent, "test", OPTIONS)
+def captures(capture: Path) -> Report:
+    return check_reinterhand(capture.parent.parent, "test", OPTIONS)
 
 
-def only_problem(report: doctor.Report) -> str:
+def only_problem(report: Report) -> str:
     assert report.verdict == "incomplete" and len(report.problems) == 1, report
     assert report.advice
     return report.problems[0]
@@ -160,8 +164,8 @@ def test_whole_data_have_no_problems(tmp_path):
     (tmp_path / "InterHand26M" / layouts.INTERHAND_TEST_IDS).write_text("103\n101\n")
     reports.append(interhand(tmp_path / "InterHand26M", "test"))
     root = make_coco(tmp_path)
-    reports += [doctor.check_coco(root, split, OPTIONS) for split in ("train", "val")]
-    reports += [doctor.check_hic(make_hic(tmp_path), "test", OPTIONS), captures(make_capture(tmp_path))]
+    reports += [check_coco(root, split, OPTIONS) for split in ("train", "val")]
+    reports += [check_hic(make_hic(tmp_path), "test", OPTIONS), captures(make_capture(tmp_path))]
     for report in reports:
         assert report.problems == [], report
     assert [report.verdict for report in reports] == ["usable", "complete", "usable", "usable", "complete", "usable"]
@@ -213,6 +217,27 @@ def test_malformed_json_is_named_with_its_place(tmp_path, kind, change, place):
     assert f"InterHand2.6M_train_{kind}.json" in problem and place in problem
 
 
+def test_broken_entries_are_counted_and_the_rest_is_looked_at(tmp_path):
+    """As training does: an annotation that cannot be used stops when it is asked for, not all of them."""
+    root = make_interhand(tmp_path)
+    edit(interhand_json(root, "data"), lambda c: [c["annotations"][k].update(hand_type="both") for k in (1, 4)])
+    report = interhand(root)
+    assert "2 annotations cannot be used" in only_problem(report) and "$.annotations[1].hand_type" in report.problems[0]
+    assert report.counts["annotations"] == 4
+    coco = make_coco(tmp_path)
+    edit(coco / layouts.COCO_JSON.format(split="val"), lambda c: c["annotations"][2]["righthand_kpts"].pop())
+    assert "1 annotations cannot be used" in only_problem(check_coco(coco, "val", OPTIONS))
+
+
+def test_camera_of_which_a_number_is_missing(tmp_path):
+    """A focal length of one number is as good as none."""
+    root = make_interhand(tmp_path)
+    edit(interhand_json(root, "camera"), lambda c: c["0"]["focal"].pop("400000"))
+    assert "1 cameras have no parameters (capture/camera): 0/400000" in only_problem(interhand(root))
+    edit(interhand_json(root, "camera"), lambda c: c["0"]["focal"].update({"400000": [1200.0]}))
+    assert "0/400000" in only_problem(interhand(root))
+
+
 def test_nonsense_in_json_is_shown(tmp_path):
     root = make_interhand(tmp_path)
     path = interhand_json(root, "camera")
@@ -233,11 +258,11 @@ def test_missing_images_are_counted(tmp_path):
     root = make_interhand(tmp_path)
     for path in root.rglob("ROM1/*/*.jpg"):
         path.unlink()
-    report = interhand(root, options=doctor.Options(sample=50, full=True))
+    report = interhand(root, options=Options(sample=50, full=True))
     assert report.counts["images_missing"] == report.counts["missing_in_sample"] == 2
     for folder in (*root.rglob("ROM1/*"), *root.rglob("ROM1")):
         folder.rmdir()
-    report = interhand(root, options=doctor.Options(sample=1, full=False))
+    report = interhand(root, options=Options(sample=1, full=False))
     assert any("1 of 3 sequence folders are missing (2 images): Capture0/ROM1" in text for text in report.problems)
 
 
@@ -304,7 +329,7 @@ def test_millimetres_for_metres_are_found(tmp_path):
     edit(interhand_json(root, "MANO_NeuralAnnot"), lambda c: [f.update(right=millimetres) for f in c["0"].values()])
     problem = only_problem(interhand(root))
     assert "trans of the MANO fits" in problem and "they look like millimetres, m is expected" in problem
-    hic = doctor.check_hic(make_hic(tmp_path, unit=1000), "test", OPTIONS)
+    hic = check_hic(make_hic(tmp_path, unit=1000), "test", OPTIONS)
     assert "size of the meshes" in only_problem(hic) and "millimetres" in hic.problems[0]
 
 
@@ -322,7 +347,7 @@ def test_cut_images_of_every_set_are_found(tmp_path):
     for root, pattern in ((coco, "train2017/*2.jpg"), (hic, "05/1/rgb/*.png"), (capture, "Mugsy*/*/*/400279/*15.png")):
         path = next(root.rglob(pattern))
         path.write_bytes(path.read_bytes()[:300])
-    reports = [doctor.check_coco(coco, "train", OPTIONS), doctor.check_hic(hic, "test", OPTIONS), captures(capture)]
+    reports = [check_coco(coco, "train", OPTIONS), check_hic(hic, "test", OPTIONS), captures(capture)]
     for report in reports:
         assert "cannot be read" in only_problem(report)
 
@@ -333,29 +358,29 @@ def test_broken_fits_and_meshes_are_found(tmp_path):
     mesh = next(hic.rglob("*.ply"))
     mesh.write_text(mesh.read_text()[:2000])
     edit(capture / "mano_fits/params/15_left.json", lambda c: c.update(pose=None))
-    assert "$.10.left.mano_param.shape" in only_problem(doctor.check_coco(coco, "train", OPTIONS))
-    assert mesh.name in only_problem(doctor.check_hic(hic, "test", OPTIONS))
+    assert "$.10.left.mano_param.shape" in only_problem(check_coco(coco, "train", OPTIONS))
+    assert mesh.name in only_problem(check_hic(hic, "test", OPTIONS))
     assert "mano_fits/params/15_left.json" in only_problem(captures(capture))
 
 
 def test_coco_images_are_all_looked_for(tmp_path):
     root = make_coco(tmp_path)
     (root / "images/train2017/000000000002.jpg").unlink()
-    report = doctor.check_coco(root, "train", doctor.Options(sample=1, full=False))
+    report = check_coco(root, "train", Options(sample=1, full=False))
     assert "1 of 4 images are missing" in only_problem(report) and "train2017.zip" in report.advice
 
 
 def test_hic_names_the_sequence_to_download(tmp_path):
     root = make_hic(tmp_path)
     next((root / "data/05").rglob("*.png")).unlink()
-    report = doctor.check_hic(root, "test", OPTIONS)
+    report = check_hic(root, "test", OPTIONS)
     assert "1 of 3 images are missing" in only_problem(report) and "--sequences 05" in report.advice
 
 
 def test_hic_paths_must_stay_inside(tmp_path):
     root = make_hic(tmp_path)
     edit(root / layouts.HIC_JSON, lambda c: c["annotations"][0].update(left_mano_path="../../../etc/passwd"))
-    assert any("lead out of the dataset's folder" in text for text in doctor.check_hic(root, "test", OPTIONS).problems)
+    assert any("lead out of the dataset's folder" in text for text in check_hic(root, "test", OPTIONS).problems)
 
 
 def test_camera_with_missing_images(tmp_path):
@@ -441,7 +466,7 @@ def test_command_reports_and_writes_json(tmp_path, examine, mano_folder):
     ],
 )
 def test_exit_code(found, asked, code):
-    reports = [doctor.Report(name, split) for name, info in layouts.DATASETS.items() for split in info.splits]
+    reports = [Report(name, split) for name, info in layouts.DATASETS.items() for split in info.splits]
     for name, split, problem in found:
         report = next(report for report in reports if (report.name, report.split) == (name, split))
         report.found, report.problems = True, [problem] if problem else []
