@@ -258,7 +258,7 @@ def main_first(place: Place) -> Iterator[None]:
 
 
 class StopSignal:
-    """Whether this process was asked to stop: by SIGTERM, by Ctrl-C, or because the process that started it is gone.
+    """Whether this process was asked to stop: by SIGTERM, SIGHUP, Ctrl-C, or because its parent process is gone.
 
     After a second signal KeyboardInterrupt is raised at once.
     """
@@ -270,7 +270,7 @@ class StopSignal:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._note)
         return self
@@ -292,7 +292,7 @@ class StopSignal:
 
     @property
     def exit_code(self) -> int:
-        """130 after Ctrl-C, as shells have it; 0 after SIGTERM, which is how clusters ask for a clean end."""
+        """130 after Ctrl-C, as shells have it; 0 after SIGTERM or SIGHUP, which ask for a clean end."""
         return STOPPED_BY_SIGINT if self.number == signal.SIGINT else 0
 
 

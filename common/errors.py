@@ -10,7 +10,10 @@ FAILED, STOPPED = 2, 130  # exit codes
 # A picture of more pixels is taken for a bomb: 3/4 GB when decoded, by each thread or loader worker that meets it.
 MAX_PIXELS = 1 << 28
 # How libraries say that memory has run out, where they do not raise MemoryError.
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "failed to allocate", "bad_alloc")
+OUT_OF_MEMORY = (
+    *("out of memory", "can't allocate memory", "cannot allocate memory", "failed to allocate", "bad_alloc"),
+    *("can't start new thread", "failed to map segment"),
+)
 
 
 NO_MEMORY = "memory does not suffice; try smaller batches or pictures, fewer workers, or other devices"

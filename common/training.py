@@ -212,7 +212,7 @@ def start_worker(worker: int) -> None:
     """A worker leaves Ctrl-C and SIGTERM, which reach it too, to the process that it works for, and dies with it."""
     init_worker(worker)
     end_with_parent()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 

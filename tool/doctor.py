@@ -217,20 +217,18 @@ def check_checkpoint(path: Path, which: str) -> "Report":
         import torch
 
         from common.checkpoint import load_network, read_checkpoint
-        from main.config import Config, config_from_dict
+        from common.config_options import config_of_checkpoint
+        from main.config import Config
         from main.model import build_model
 
         try:
             content = read_checkpoint(path)
-            config = config_from_dict(content["config"]) if "config" in content else Config()
+            config = config_of_checkpoint(content, path) or Config()
             with torch.device("meta"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that nothing is copied: only whether it fits is asked
                 load_network(build_model(config, mano=None), content["network"], path)
         except UserError as error:
             report.problem(str(error))
-            return report
-        except (KeyError, TypeError, AttributeError) as error:
-            report.problem(f"{path}: its config is not of this version ({error})")
             return report
         broken = [name for name, value in content["network"].items() if not torch.isfinite(value).all()]
     if broken:

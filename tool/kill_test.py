@@ -35,7 +35,7 @@ from common.errors import UserError, run_main  # noqa: E402
 LONGEST_RUN = 900  # seconds
 SMALL_FILES = 32 << 20  # bytes: room for logs, not for a checkpoint
 ALL_WAYS = ("kill", "stop", "full", "child")
-FAREWELL = 5.0  # seconds after which nothing may be left of a training that was killed
+FAREWELL = 60.0  # seconds after which nothing may be left of a training that was killed
 
 
 def main() -> int:
