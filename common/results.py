@@ -7,6 +7,7 @@ expect it.
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from common.errors import UserError
 from common.predictor import Hand, PhotoHands
 from common.types import SIDES
-from common.utils.camera import Camera
+from common.utils.camera import Camera, project
 from common.utils.export import write_glb, write_html, write_obj, write_ply
 from common.utils.files import atomic_write, make_folder, write_image, write_json
 from common.utils.joints import JOINTS
@@ -85,10 +86,11 @@ class ResultWriter:
         self._write_pictures(name, image, photo, meshes)
         for hand in photo.hands:
             self._write_hand(name, hand, photo)
-        if "glb" in self.mesh_formats and meshes:
-            write_glb(self._path("meshes", name, ".glb"), meshes)
-        if self.html and meshes:
-            write_html(self._path("renders", name, ".html"), meshes, name)
+        scene = meshes if photo.pair or photo.metric else into_one_space(meshes)
+        if "glb" in self.mesh_formats and scene:
+            write_glb(self._path("meshes", name, ".glb"), scene)
+        if self.html and scene:
+            write_html(self._path("renders", name, ".html"), scene, name)
         boxes = {
             side: {"box": photo.boxes_image[index].tolist(), "confidence": float(photo.confidences[index])}
             for index, side in enumerate(SIDES)
@@ -143,6 +145,21 @@ class ResultWriter:
             "hand_model": self.hand_model,
         }
         write_json(self._path("params", name, f"{stem}.json"), params)
+
+
+def into_one_space(hands: Sequence[HandMesh]) -> list[HandMesh]:
+    """Hands with virtual cameras of their own, moved to where the photo shows them, seen by the first one's camera.
+
+    Their sizes stay. How far they are apart, in units of the first one, is a guess, and in depth means nothing; but
+    they do not stand in one another, as they would as they are.
+    """
+    moved = list(hands[:1])
+    for hand in hands[1:]:
+        first, middle = moved[0], hand.vertices_cam.mean(0)
+        xy = (project(middle, hand.camera) - first.camera.princpt) / first.camera.focal
+        shift = np.append(xy, first.vertices_cam[:, 2].mean()) - middle
+        moved.append(replace(hand, vertices_cam=hand.vertices_cam + shift, camera=first.camera))
+    return moved
 
 
 def camera_to_dict(camera: Camera) -> dict[str, Any]:

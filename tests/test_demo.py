@@ -267,3 +267,27 @@ def test_a_folder_of_somebody_else(run, tmp_path):
     folder.mkdir(mode=0o500)
     with pytest.raises(UserError, match="Permission denied"):
         run(output=folder)
+
+
+def test_hands_that_are_no_pair_stand_apart_in_the_scene():
+    """Each has a virtual camera of its own, in whose space it is near the origin; the page and the GLB show both."""
+    from common.results import into_one_space
+    from common.utils.camera import project
+    from common.utils.raster import HandMesh
+
+    rng = np.random.default_rng(0)
+    hands = [
+        HandMesh(
+            rng.normal(0, 0.05, (30, 3)) + (0.01, 0, z), np.zeros((1, 3), int), side,
+            Camera(np.full(2, focal), np.array(princpt), orthographic=True),
+        )
+        for side, z, focal, princpt in ((0, 0.3, 900.0, (100.0, 200.0)), (1, 0.7, 700.0, (500.0, 260.0)))
+    ]  # fmt: skip
+    right, left = into_one_space(hands)
+    assert right is hands[0] and left.camera == right.camera
+    shift = left.vertices_cam - hands[1].vertices_cam
+    assert np.ptp(shift, axis=0).max() < 1e-12  # the size stays
+    seen = project(left.vertices_cam.mean(0), left.camera)
+    assert seen == pytest.approx(project(hands[1].vertices_cam.mean(0), hands[1].camera))
+    assert left.vertices_cam[:, 0].min() - right.vertices_cam[:, 0].max() > 0.1
+    assert into_one_space([]) == [] and into_one_space(hands[1:]) == hands[1:]
