@@ -119,9 +119,12 @@ def restore(start: Start, parts: Parts) -> None:
         load_optimizer(parts.optimizer, copy.deepcopy(start.content["optimizer"]))
         if parts.scaler.is_enabled() and start.training["scaler"]:
             parts.scaler.load_state_dict(start.training["scaler"])
-        torch.set_rng_state(start.training["random"]["cpu"])
-        if torch.cuda.is_available() and start.training["random"]["cuda"] is not None:
-            torch.cuda.set_rng_state(start.training["random"]["cuda"])
+        random = start.training["random"]
+        if not isinstance(random, Mapping):  # a tensor would take a text as an index, with a warning
+            raise TypeError("its random state is no dictionary")
+        torch.set_rng_state(random["cpu"])
+        if torch.cuda.is_available() and random["cuda"] is not None:
+            torch.cuda.set_rng_state(random["cuda"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"the training state in {start.path} does not fit: {reason}") from None
