@@ -25,7 +25,6 @@ Exit code: 0 when measured, also if a limit is not met (with --strict: 1); 2 wit
 """
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -51,8 +50,6 @@ TOY_SETS = ("InterHand26M", "MSCOCO")
 
 def main() -> int:
     args = parse_args()
-    # As main/train.py: threads that wait in a loop steal the time of whatever else is measured.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     stages = read_stages(args.only)
 
     from common.devices import parse_devices
