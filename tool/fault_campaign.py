@@ -359,7 +359,7 @@ TRAINING = COMMANDS["main/train.py"] + " --save_every 1 --continue"
 
 def train_signal(number: int, twice: bool = False) -> Callable[["Place", Path, random.Random], str]:
     """A training that is asked to end."""
-    codes = {signal.SIGTERM: (0,), signal.SIGINT: (130,), signal.SIGHUP: (129,)}[number]
+    codes = {signal.SIGTERM: (0,), signal.SIGINT: (130,), signal.SIGHUP: (0,)}[number]
 
     def scenario(place: "Place", out: Path, rng: random.Random) -> str:
         run = Running(place, "main/train.py", TRAINING, out, "--end_epoch", "50")
