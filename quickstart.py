@@ -27,6 +27,8 @@ import sys
 import time
 from pathlib import Path
 
+from common.options import IMAGE_SUFFIXES, count
+
 ROOT = Path(__file__).resolve().parent
 OLDEST = (3, 10)
 # Training pictures a data set and epochs: chosen so that two CPU cores need about ten minutes.
@@ -72,14 +74,6 @@ def parse_args() -> argparse.Namespace:
         "--env", default=str(ROOT / ".venv"), help="folder of the environment; none: this Python as it is"
     )
     return parser.parse_args()
-
-
-def count(text: str) -> int:
-    """A whole number from 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value
 
 
 # ---- The environment ----
@@ -236,7 +230,7 @@ class Quickstart:
         for name, pattern in (("MSCOCO", "images/val2017/*"), ("InterHand26M", "images/test/**/*.jpg")):
             files = sorted(path for path in (self.out / "data" / name).glob(pattern) if path.is_file())
             chosen += files[:: max(1, len(files) // DEMO_SAMPLES)][:DEMO_SAMPLES]
-        photos = sorted(path for path in (ROOT / "demo" / "images").glob("*") if path.name != ".gitkeep")
+        photos = [path for path in (ROOT / "demo" / "images").glob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
         mine = f" and {len(photos)} photos of demo/images" if photos else "; put photos into demo/images for more"
         print(f"{where} {len(chosen)} held-out pictures{mine}", flush=True)
         run([self.python, *self.demo, "--input", *chosen, *([ROOT / "demo" / "images"] if photos else [])], "the demo")

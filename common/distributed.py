@@ -19,12 +19,12 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 from torch import distributed as dist
 
-from common.errors import UserError, explain_failure
+from common.errors import FAILED, STOPPED, UserError, explain_failure
 
 # Patience with the other processes: one of them may be reading the annotations of a million pictures.
 TIMEOUT = timedelta(hours=2)
 PATIENCE = 5.0  # seconds for the others to end by themselves once a process has failed
-FAILED, STOPPED_BY_SIGINT = 2, 130  # exit codes
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # a training saves and ends
 QUIET_TRACKER = "ignore:resource_tracker"
 
 
@@ -49,8 +49,8 @@ class OtherStopped(UserError):
 def launch(run: Callable[[Place], int | None], devices: list[torch.device]) -> int:
     """Call `run` in one process for each device, and wait.
 
-    Under torchrun (RANK and WORLD_SIZE are set) the processes are there already and this one is one of them. Ctrl-C
-    and SIGTERM reach all processes that this one starts, as SIGTERM; they die with this one.
+    Under torchrun (RANK and WORLD_SIZE are set) the processes are there already and this one is one of them. The
+    `STOP_SIGNALS` reach all processes that this one starts, as SIGTERM; they die with this one.
 
     Args:
         run: a function of a module, or a partial of one; it must be picklable.
@@ -106,7 +106,8 @@ def end_with_parent() -> None:
 
 def _child(run: Callable[[Place], int | None], place: Place, folder: str) -> None:
     end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent passes it on
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the parent passes them on
+        signal.signal(number, signal.SIG_IGN)
     if place.device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.world))
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are on this machine, whatever its name resolves to
@@ -114,16 +115,13 @@ def _child(run: Callable[[Place], int | None], place: Place, folder: str) -> Non
         code = _run_in_group(run, place, f"file://{folder}/store")
     except OtherStopped:
         code = FAILED
-    except UserError as error:  # the parent says it, once for all processes
-        Path(folder, f"error_{place.rank}").write_text(str(error), encoding="utf-8")
-        code = FAILED
     except KeyboardInterrupt:
-        code = STOPPED_BY_SIGINT
+        code = STOPPED
     except Exception as error:
-        text = explain_failure(error)
+        text = str(error) if isinstance(error, UserError) else explain_failure(error)
         if text is None:
             raise
-        Path(folder, f"error_{place.rank}").write_text(text, encoding="utf-8")
+        Path(folder, f"error_{place.rank}").write_text(text, encoding="utf-8")  # the parent says it, once for all
         code = FAILED
     sys.exit(code)
 
@@ -166,7 +164,7 @@ def _watch(processes: list[Any], folder: Path) -> int:
     def pass_on(number: int, frame: object) -> None:
         if number in asked:  # the second time: at once
             _kill_all(processes)
-            os._exit(STOPPED_BY_SIGINT)
+            os._exit(STOPPED)
         asked.append(number)
         for process in processes:
             if process.is_alive():
@@ -174,7 +172,7 @@ def _watch(processes: list[Any], folder: Path) -> int:
 
     for process in processes:
         process.start()
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = _catch(pass_on)
     try:
         codes = _wait_for_all(processes)
     finally:
@@ -189,7 +187,13 @@ def _watch(processes: list[Any], folder: Path) -> int:
     if killed := [-code for code in codes if code < 0]:
         raise UserError(f"a process was ended by signal {killed[0]}; if it was 9, memory may have run out")
     failed = [code for code in codes if code]
-    return min(failed) if failed else STOPPED_BY_SIGINT if signal.SIGINT in asked else 0
+    return min(failed) if failed else STOPPED if signal.SIGINT in asked else 0
+
+
+def _catch(handler: Callable[[int, object], None]) -> dict[int, Any]:
+    """Have `handler` called for the `STOP_SIGNALS` that are not ignored, as after nohup. Returns who was before."""
+    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in heard}
 
 
 def _wait_for_all(processes: list[Any]) -> list[int]:
@@ -270,9 +274,7 @@ class StopSignal:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._note)
+        self._before = _catch(self._note)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -293,7 +295,7 @@ class StopSignal:
     @property
     def exit_code(self) -> int:
         """130 after Ctrl-C, as shells have it; 0 after SIGTERM or SIGHUP, which ask for a clean end."""
-        return STOPPED_BY_SIGINT if self.number == signal.SIGINT else 0
+        return STOPPED if self.number == signal.SIGINT else 0
 
 
 class FolderLock:

@@ -1,5 +1,9 @@
-"""Choices and defaults that command lines offer. Nothing heavy is imported here, so that --help answers at once."""
+"""Choices, defaults and kinds of numbers that command lines offer.
 
+Nothing heavy is imported here, so that --help answers at once, and nothing that an older Python does not understand.
+"""
+
+import argparse
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,3 +22,11 @@ RENDERERS = ("auto", "numpy", "pytorch3d")
 IMAGE_SUFFIXES = frozenset(
     f".{suffix}" for suffix in "jpg jpeg jpe png bmp dib webp tif tiff gif jp2 avif ppm pgm pnm".split()
 )
+
+
+def count(text: str) -> int:
+    """A whole number from 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from common.postprocess import to_crop
-from common.types import SIDES, Prediction, Targets
+from common.types import SIDES, Prediction, Targets, take
 from common.utils.camera import Camera
 from common.utils.frames import Frames, rescale
 from common.utils.raster import HandMesh
@@ -78,7 +78,8 @@ def draw_sheet(images: Tensor, prediction: Prediction, targets: Targets, faces: 
     Returns:
         (rows * h, 4 * w, 3) uint8 RGB.
     """
-    crops = (images[:ROWS].permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
+    images, prediction, targets = (take(batch, slice(ROWS)) for batch in (images, prediction, targets))
+    crops = (images.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
     boxes = torch.where(targets.boxes_valid[..., None] > 0, targets.boxes_crop, torch.nan)
     joints = torch.where(targets.joints_inside[..., None] > 0, targets.joints_crop[..., :2], torch.nan)
     boxes, scores, joints = (x.float().cpu().numpy() for x in (boxes, targets.boxes_valid, joints))

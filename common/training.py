@@ -16,7 +16,16 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from common.criterion import InterWildLoss
-from common.distributed import FolderLock, Place, barrier, end_with_parent, from_all, from_main, main_first
+from common.distributed import (
+    STOP_SIGNALS,
+    FolderLock,
+    Place,
+    barrier,
+    end_with_parent,
+    from_all,
+    from_main,
+    main_first,
+)
 from common.errors import UserError
 from common.logger import TrainLog
 from common.nets.mano import TwoHandMano
@@ -184,7 +193,7 @@ def wrap_model(args: argparse.Namespace, place: Place, model: nn.Module) -> nn.M
     """The model for several GPUs. The criterion is not part of it, so each way is a line."""
     network = torch.compile(model) if args.compile else model
     if args.dp_devices:
-        return DataParallel(network, device_ids=args.dp_devices) if place.device.type == "cuda" else network
+        return DataParallel(network, device_ids=args.dp_devices)
     if place.world > 1:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # the option's new name is too new
@@ -212,7 +221,7 @@ def start_worker(worker: int) -> None:
     """A worker leaves Ctrl-C and SIGTERM, which reach it too, to the process that it works for, and dies with it."""
     init_worker(worker)
     end_with_parent()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -246,24 +255,10 @@ def timed_batches(run: Training, now: Progress) -> Iterator[tuple[Sample, float]
     batches = one_line_errors(run.loader)
     while True:
         begun = time.monotonic()
-        try:
-            sample = next(batches, None)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise UserError("a loader worker was killed, perhaps for lack of memory; use fewer --workers") from None
+        sample = next(batches, None)
         if sample is None:
             return
         yield to_device(sample, run.place.device), time.monotonic() - begun
-
-
-def every(batch: Any, first: int, stride: int) -> Any:
-    """Every `stride`-th item of a batch of nested named tuples, from `first` on."""
-    if stride == 1:
-        return batch
-    if hasattr(batch, "_fields"):
-        return type(batch)(*(every(part, first, stride) for part in batch))
-    return batch[first::stride]
 
 
 def find_culprits(run: Training, result: StepResult, bad: list[str]) -> list[str]:

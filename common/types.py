@@ -7,7 +7,7 @@ Everything is in metres and radians, axes x right, y down, z away from the camer
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -170,3 +170,10 @@ class EvalSample(NamedTuple):
 
     sample: Sample
     truth: GroundTruth
+
+
+def take(batch: Any, items: slice) -> Any:
+    """Some items of a batch of nested named tuples: each tensor and list cut along its first axis."""
+    if hasattr(batch, "_fields"):
+        return type(batch)(*(take(part, items) for part in batch))
+    return batch[items]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from common.errors import WORKER_KILLED, UserError
+from common.errors import WORKER_KILLED, UserError, explain_failure
 from common.types import Annotation, EvalSample, Sample
 from common.utils.augment import Augmentation, AugmentationRange, draw_augmentation
 from common.utils.frames import Frames
@@ -242,6 +242,10 @@ def one_line_errors(batches: Iterable[T]) -> Iterator[T]:
     except UserError as error:
         raise UserError(str(error).strip().rsplit(f"{UserError.__name__}: ", 1)[-1]) from None
     except (EOFError, ConnectionError):  # of the pipe from a worker
+        raise UserError(WORKER_KILLED) from None
+    except RuntimeError as error:
+        if explain_failure(error) != WORKER_KILLED:
+            raise
         raise UserError(WORKER_KILLED) from None
 
 

@@ -50,8 +50,8 @@ def main() -> None:
         draw_boxes(photo, annotation.boxes_image, np.ones(2), shown),
         draw_skeletons(photo, project_capture(joints_cam, lens), shown),
         render_hands(photo, hands),
+        draw_side_view(photo.shape[:2], hands, together=True),
     ]
-    pictures.append(draw_side_view(photo.shape[:2], hands, together=True))
 
     # All pictures show the same square around the hands.
     boxes = annotation.boxes_image[shown]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -93,26 +92,3 @@ PRESETS: dict[str, dict[str, Any]] = {
 def config_to_dict(config: Config) -> dict[str, Any]:
     """Plain numbers, texts and lists, as a checkpoint keeps them."""
     return asdict(config)
-
-
-def config_from_dict(values: Mapping[str, Any]) -> Config:
-    """The inverse of `config_to_dict`. Entries that are missing, in older files, have the default.
-
-    Raises:
-        TypeError: an entry that no config has.
-    """
-    from common.utils.augment import AugmentationRange
-    from common.utils.frames import Frames
-
-    values = {key: _tuples(value) for key, value in values.items()}
-    for key, kind in (("frames", Frames), ("augmentation", AugmentationRange)):
-        if key in values:
-            values[key] = kind(**values[key])
-    return Config(**values)
-
-
-def _tuples(value: Any) -> Any:
-    """Files have lists where a config has tuples."""
-    if isinstance(value, Mapping):
-        return {key: _tuples(inner) for key, inner in value.items()}
-    return tuple(value) if isinstance(value, list) else value

@@ -20,9 +20,9 @@ A step takes train_batch_size samples for each GPU. The losses are means over al
 shared out; batch norm sees the samples of its own GPU (and part, with --accumulate), as in the published system,
 unless --sync_bn true.
 
-Exit code: 0; 2 with one line on stderr if something is wrong, a loss that is not finite among it; Ctrl-C (130) and
-SIGTERM (0) save a checkpoint first. --continue takes the values of config.py from the checkpoint; what is given
-beside it changes them.
+Exit code: 0; 2 with one line on stderr if something is wrong, a loss that is not finite among it; Ctrl-C (130),
+SIGTERM and SIGHUP (0) save a checkpoint first. --continue takes the values of config.py from the checkpoint; what is
+given beside it changes them.
 """
 
 import argparse
@@ -41,7 +41,7 @@ sys.path.insert(0, str(ROOT))
 # torch and OpenCV are imported where they are used, so that --help and mistakes are answered at once.
 from common.config_options import add_config_options, read_config  # noqa: E402
 from common.errors import UserError, run_main  # noqa: E402
-from common.options import GPU_HELP, MANO_FOLDER  # noqa: E402
+from common.options import GPU_HELP, MANO_FOLDER, count  # noqa: E402
 from main.config import Config  # noqa: E402
 
 if TYPE_CHECKING:
@@ -164,7 +164,8 @@ def train_step(run: "Training", sample: "Sample") -> "StepResult":
     """Forward, backward and the optimiser, for this process's samples of one step."""
     import torch
 
-    from common.training import StepResult, every
+    from common.training import StepResult
+    from common.types import take
     from common.utils.targets import build_images, build_targets
 
     config, parts, device = run.config, run.parts, run.place.device
@@ -173,7 +174,7 @@ def train_step(run: "Training", sample: "Sample") -> "StepResult":
     parts.optimizer.zero_grad(set_to_none=True)
     for part in range(config.accumulate):
         # Every so-many-th sample: what so many processes would get.
-        share = every(sample, part, config.accumulate)
+        share = take(sample, slice(part, None, config.accumulate))
         images = build_images(share)
         if run.args.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -278,14 +279,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.go_on and args.overwrite:
         parser.error("--continue goes on, --overwrite starts anew: choose one")
     return args
-
-
-def count(text: str) -> int:
-    """A whole number from 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value
 
 
 if __name__ == "__main__":

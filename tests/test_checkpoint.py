@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from common.checkpoint import load_network, read_checkpoint, save_checkpoint
+from common.config_options import config_of_checkpoint
 from common.errors import UserError
-from main.config import Config, config_from_dict, config_to_dict
+from main.config import Config, config_to_dict
 from main.model import build_model
 from tests.conftest import SMALL
 
@@ -32,7 +33,7 @@ def test_round_trip(small_model, tmp_path):
     path = tmp_path / "snapshot_0.pth"
     save_checkpoint(path, small_model, epoch=0, config=config_to_dict(SMALL))
     content = read_checkpoint(path)
-    assert config_from_dict(content["config"]) == SMALL
+    assert config_of_checkpoint(content, path) == SMALL
     other = build_model(SMALL, mano=None)
     assert load_network(other, content["network"], path) == []
     for key, value in small_model.state_dict().items():

@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
+from common.config_options import config_of_checkpoint
 from common.types import LEFT, RIGHT
 from common.utils.augment import IDENTITY, Augmentation, draw_augmentation, mirror_affine, warp_augmented
 from common.utils.targets import build_images, build_targets, complete_truth
 from data.dataset import HandDataset, open_dataset
-from main.config import Config, config_from_dict, config_to_dict
+from main.config import Config, config_to_dict
 from tool import parity
 
 TURNED = Augmentation(0.85, -40.0, (1.2, 0.8, 1.05), True)
@@ -196,6 +197,6 @@ def test_config_survives_a_checkpoint():
     """Lists that stand for tuples, and a checkpoint from before there were data sets in it."""
     config = replace(Config(), trainset_3d=("HIC",))
     values = json.loads(json.dumps(config_to_dict(config)))
-    assert config_from_dict(values) == config
+    assert config_of_checkpoint({"config": values}, Path()) == config
     del values["augmentation"], values["trainset_3d"]
-    assert config_from_dict(values) == Config()
+    assert config_of_checkpoint({"config": values}, Path()) == Config()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.distributed import Place, barrier, launch
+from common.distributed import Place, StopSignal, barrier, launch
 from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +42,32 @@ def wait_long(folder: Path, place: Place) -> None:
     time.sleep(60)
 
 
+def work_until_asked(folder: Path, place: Place) -> None:
+    with StopSignal() as stop:
+        barrier(place)
+        (folder / f"at work {place.rank}").touch()
+        while not stop.asked:
+            time.sleep(0.02)
+        (folder / f"saved {place.rank}").touch()
+
+
+def start_script(folder: Path, work: str, sign: str) -> subprocess.Popen:
+    """A program that launches `work(folder)` twice, in a process group of its own; returns once `sign` is there."""
+    code = (
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        f"from functools import partial\nfrom test_distributed import TWO, Path, launch, {work}\n"
+        f"if __name__ == '__main__': sys.exit(launch(partial({work}, Path({str(folder)!r})), TWO))"
+    )
+    script = folder / "parent.py"
+    script.write_text(code)
+    parent = subprocess.Popen([sys.executable, script], start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (folder / sign).exists():
+        assert parent.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    return parent
+
+
 @pytest.mark.parametrize(
     ("work", "told"),
     [
@@ -64,18 +90,7 @@ def test_one_that_fails_ends_all_with_one_line(
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
 def test_none_outlives_the_one_that_started_it(tmp_path: Path) -> None:
     """Killed, it can say nothing to them; they would train on and hold the folder's lock."""
-    code = (
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-        "from functools import partial\nfrom test_distributed import TWO, Path, launch, wait_long\n"
-        f"if __name__ == '__main__': launch(partial(wait_long, Path({str(tmp_path)!r})), TWO)"
-    )
-    script = tmp_path / "parent.py"
-    script.write_text(code)
-    with subprocess.Popen([sys.executable, script]) as parent:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "together").exists():
-            assert parent.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+    with start_script(tmp_path, "wait_long", "together") as parent:
         parent.kill()
     children = [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]
     assert len(children) == 2
@@ -83,6 +98,16 @@ def test_none_outlives_the_one_that_started_it(tmp_path: Path) -> None:
     while any(map(is_alive, children)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_terminal_that_goes_away_lets_all_save(tmp_path: Path) -> None:
+    """It sends SIGHUP to every process of the group; that each is asked once, and not twice, is the parent's care."""
+    with start_script(tmp_path, "work_until_asked", "at work 1") as parent:
+        while not (tmp_path / "at work 0").exists():
+            time.sleep(0.05)
+        os.killpg(parent.pid, signal.SIGHUP)
+        assert parent.wait(60) == 0
+    assert {path.name for path in tmp_path.glob("saved *")} == {"saved 0", "saved 1"}
 
 
 def is_alive(pid: int) -> bool:

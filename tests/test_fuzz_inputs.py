@@ -335,12 +335,9 @@ def train_arguments() -> None:
     train.learning_rate(read_config(args), 10**6)
 
 
-def test_arguments() -> None:
+def arguments_of_test() -> None:
     parse_devices(test_script.parse_args().gpu)
     read_config(test_script.parse_args())
-
-
-test_arguments.__test__ = False
 
 
 def demo_arguments() -> None:
@@ -356,7 +353,7 @@ def toy_arguments() -> None:
 
 COMMANDS = {
     "train": (train_arguments, "--gpu cpu --preset small --lr 1e-4 --lr_dec_epoch 4,6 --frames crop=64,64"),
-    "test": (test_arguments, "--gpu cpu --test_epoch 6 --testset HIC --batch_size 4 --visualize 2"),
+    "test": (arguments_of_test, "--gpu cpu --test_epoch 6 --testset HIC --batch_size 4 --visualize 2"),
     "demo": (demo_arguments, "--gpu cpu --focal 1500 1400 --princpt 960 540 --batch_size 2 --min_confidence 0.5"),
     "make_toy_data": (toy_arguments, "--sets HIC,MSCOCO --train 5 --test 5 --seed 1 --scale 0.5"),
 }  # fmt: skip

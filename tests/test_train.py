@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from common import training
-from common.config_options import change_config, read_config
+from common.config_options import change_config, config_of_checkpoint, read_config
 from common.distributed import FolderLock, Place, StopSignal
 from common.errors import UserError
 from common.logger import TrainLog
@@ -24,7 +24,7 @@ from common.snapshots import Progress, list_snapshots, newest_whole
 from common.training import build_training, check_order, timed_batches
 from common.utils.standin_hand import write_standin
 from main import train as program
-from main.config import PRESETS, Config, config_from_dict, config_to_dict
+from main.config import PRESETS, Config, config_to_dict
 from tool import make_toy_data
 from tool.kill_test import compare
 
@@ -375,7 +375,8 @@ def test_every_value_can_be_set(tmp_path: Path) -> None:
     assert config.trainset_3d == ("InterHand26M", "ReInterHand") and config.trainset_2d == ()
     assert (config.augmentation.rot, config.augmentation.scale, config.augmentation.color) == (10.0, 0.0, 0.1)
     assert config.body_backbone == PRESETS["small"]["body_backbone"] and config.frames.crop == (256, 192)
-    assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+    content = {"config": json.loads(json.dumps(config_to_dict(config)))}
+    assert config_of_checkpoint(content, tmp_path) == config
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 # torch and OpenCV are imported where they are used, so that --help and mistakes are answered at once.
 from common.errors import UserError, run_main  # noqa: E402
-from common.options import GPU_HELP, MANO_FOLDER  # noqa: E402
+from common.options import GPU_HELP, MANO_FOLDER, count  # noqa: E402
 
 if TYPE_CHECKING:
     from tool.benchmark_core import Figure
@@ -113,14 +113,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file to write")
     parser.add_argument("--strict", action="store_true", help="exit code 1 if a limit is not met")
     return parser.parse_args()
-
-
-def count(text: str) -> int:
-    """A whole number from 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value
 
 
 def read_stages(text: str | None) -> list[str]:

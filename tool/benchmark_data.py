@@ -3,7 +3,6 @@
 import argparse
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from common.metrics import PROTOCOLS, Evaluator, to_estimate
 from common.nets.mano import TwoHandMano, to_wrist
-from common.types import HAND_TYPES, SIDES, EvalSample, GroundTruth, HandCameras, ManoParams, Prediction, Sample
+from common.types import HAND_TYPES, SIDES, EvalSample, GroundTruth, HandCameras, ManoParams, Prediction, Sample, take
 from common.utils.augment import draw_augmentation, warp_augmented
 from common.utils.camera import Camera
 from common.utils.files import make_folder
@@ -139,7 +138,7 @@ def metrics(bench: Bench, samples: int) -> list[Figure]:
             batch = min(METRICS_BATCH, samples - count)
             prediction, item = pool[count // METRICS_BATCH % METRICS_POOL]
             if batch < METRICS_BATCH:
-                prediction, item = first(prediction, batch), first(item, batch)
+                prediction, item = take(prediction, slice(batch)), take(item, slice(batch))
             truth = complete_truth(item, mano)
             estimate = to_estimate(prediction, item.sample.crop_to_image, frames)
             evaluator.update(range(count, count + batch), estimate, truth, item.sample.joints_valid)
@@ -161,13 +160,6 @@ def metrics(bench: Bench, samples: int) -> list[Figure]:
         Figure("metrics", what, seconds, "s", detail=detail, parts={"processor_s": work}),
         Figure("metrics", f"  EXTRAPOLATED to {METRICS_SAMPLES}", seconds * times, "s", **judged),
     ]
-
-
-def first(values: Any, count: int) -> Any:
-    """The first items of a batch of nested named tuples."""
-    if isinstance(values, tuple):
-        return type(values)(*(first(value, count) for value in values))
-    return values[:count]
 
 
 def made_up(mano: TwoHandMano, frames: Frames, seed: int) -> tuple[Prediction, EvalSample]:

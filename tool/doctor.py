@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 # What is heavier is imported where it is used, so that --help answers at once.
 from common.errors import UserError, run_main  # noqa: E402
-from common.options import MANO_FOLDER  # noqa: E402
+from common.options import MANO_FOLDER, count  # noqa: E402
 from data import layouts  # noqa: E402
 
 if TYPE_CHECKING:
@@ -159,17 +159,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--mano", type=Path, help="folder of the MANO files")
     parser.add_argument("--checkpoint", type=Path, help="checkpoint (default: demo/snapshot_6.pth)")
     parser.add_argument("--sets", help=f"comma-separated: {', '.join(layouts.DATASETS)} (default: all)")
-    parser.add_argument("--sample", type=_positive, default=200, help="images a split to decode (default: %(default)s)")
+    parser.add_argument("--sample", type=count, default=200, help="images a split to decode (default: %(default)s)")
     parser.add_argument("--full", action="store_true", help="look for every image, not for a sample")
     parser.add_argument("--json", type=Path, help="also write the report to this file")
     return parser.parse_args()
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
 
 
 # ---- hand model and checkpoint ----
