@@ -155,7 +155,7 @@ def measure(
 
     Args:
         mano: regresses the joints of meshes.
-        truth: from `common.utils.targets.complete_truth`.
+        truth: from `common.targets.complete_truth`.
         joints_known: (N, 2, J), joints with a true place in 3D. The published figures count joints that are only
             annotated in 2D, too; those beyond them do not.
     """

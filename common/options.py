@@ -13,7 +13,7 @@ MANO_FOLDER = ROOT / "common" / "utils" / "human_model_files" / "mano"
 
 GPU_HELP = "GPUs to use, e.g. 0, 0-3 or 0,2; cpu for none (default: all there are, else the CPU)"
 
-# Which hands are reported; see `common.predictor.HandPredictor.predict`.
+# Which hands are reported; see `demo.predictor.HandPredictor.predict`.
 HAND_MODES = ("both", "right", "left", "auto")
 MESH_FORMATS = ("obj", "ply", "glb")
 RENDERERS = ("auto", "numpy", "pytorch3d")

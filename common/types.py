@@ -97,7 +97,7 @@ class HandCameras(NamedTuple):
 class Sample(NamedTuple):
     """What a loader worker makes of one annotation and one augmentation: all but what needs the MANO model.
 
-    `image` here means the mirrored picture where `flip` is set. `common.utils.targets` goes on from here, for a whole
+    `image` here means the mirrored picture where `flip` is set. `common.targets` goes on from here, for a whole
     batch on any device.
     """
 
@@ -166,7 +166,7 @@ class GroundTruth(NamedTuple):
 
 
 class EvalSample(NamedTuple):
-    """One item of a test set. `truth.vertices_cam` is complete after `common.utils.targets.complete_truth`."""
+    """One item of a test set. `truth.vertices_cam` is complete after `common.targets.complete_truth`."""
 
     sample: Sample
     truth: GroundTruth

@@ -17,11 +17,11 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from common.errors import WORKER_KILLED, UserError, explain_failure
+from common.targets import make_eval_sample, make_sample
 from common.types import Annotation, EvalSample, Sample
 from common.utils.augment import Augmentation, AugmentationRange, draw_augmentation
 from common.utils.frames import Frames
 from common.utils.images import load_image, quiet_opencv
-from common.utils.targets import make_eval_sample, make_sample
 from data.HIC.HIC import HIC
 from data.InterHand26M.InterHand26M import InterHand26M
 from data.layouts import DATASETS

@@ -47,9 +47,9 @@ from common.options import (  # noqa: E402
 if TYPE_CHECKING:
     import numpy as np
 
-    from common.predictor import HandPredictor, PreparedPhoto
-    from common.results import ResultWriter
     from common.utils.camera import Camera
+    from demo.predictor import HandPredictor, PreparedPhoto
+    from demo.results import ResultWriter
 
 MOST_PIXELS, MOST_PHOTOS = 1e6, 4096  # of a focal length, and in a batch
 THREADS = 4  # read and write beside the network
@@ -60,9 +60,9 @@ def main() -> None:
     names = name_outputs(find_images(args.input))
 
     from common.devices import parse_devices
-    from common.predictor import HandPredictor
-    from common.results import ResultWriter
     from common.utils.images import quiet_opencv
+    from demo.predictor import HandPredictor
+    from demo.results import ResultWriter
 
     quiet_opencv()
     devices = parse_devices(args.gpu)
@@ -74,8 +74,8 @@ def main() -> None:
     failed = process(names, predictor, writer, args)
     done = {file: name for file, name in names.items() if file not in failed}
     if args.sheet:
-        from common.result_sheet import draw_result_sheet
         from common.utils.files import write_image
+        from demo.result_sheet import draw_result_sheet
 
         write_image(args.output / "sheet.jpg", draw_result_sheet(args.output, done), quality=90)
     print(f"{len(done)} of {len(names)} photos done; boxes, meshes, params, renders and results are in {args.output}")

@@ -26,16 +26,16 @@ def main() -> None:
 
     import torch
 
+    from common.drawing.overlay import draw_boxes, draw_skeletons
+    from common.drawing.raster import HandMesh
+    from common.drawing.render import render_hands
     from common.nets.mano import TwoHandMano
+    from common.nets.mano_files import read_hand_models
     from common.utils.camera import Camera, project_capture
     from common.utils.files import write_image
     from common.utils.images import load_image
-    from common.utils.mano_files import read_hand_models
-    from common.utils.raster import HandMesh
-    from common.utils.render import render_hands
-    from common.utils.side_view import draw_side_view
-    from common.utils.visualize import draw_boxes, draw_skeletons
     from data.HIC.HIC import HIC
+    from demo.side_view import draw_side_view
 
     mano = TwoHandMano(*read_hand_models(MANO_FOLDER))
     annotation = HIC(args.data / "HIC", "test").annotation(args.index)

@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common.config_options import add_config_options, config_of_checkpoint, read_config  # noqa: E402
 from common.errors import UserError, run_main  # noqa: E402
 from common.options import GPU_HELP, MANO_FOLDER  # noqa: E402
 from main.config import Config  # noqa: E402
+from main.options import add_config_options, config_of_checkpoint, read_config  # noqa: E402
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,7 +123,7 @@ def load(path: Path, args: argparse.Namespace) -> tuple["InterWild", Config, int
 
     from common.checkpoint import load_network, read_checkpoint
     from common.nets.mano import TwoHandMano
-    from common.utils.mano_files import read_hand_models
+    from common.nets.mano_files import read_hand_models
     from main.model import build_model
 
     hands = read_hand_models(args.mano)
@@ -154,7 +154,7 @@ def evaluate(
     from tqdm import tqdm
 
     from common.metrics import to_estimate
-    from common.utils.targets import complete_truth
+    from common.targets import complete_truth
     from data.dataset import init_worker, one_line_errors, to_device
 
     loader = DataLoader(
@@ -196,7 +196,7 @@ def predict(model: "InterWild", batch: "EvalSample", config: Config) -> "Predict
 
     import torch
 
-    from common.utils.targets import build_images
+    from common.targets import build_images
 
     images = build_images(batch.sample)
     dtype = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.amp]
@@ -268,8 +268,8 @@ def draw(
     """The pictures of --visualize: samples spread over the set, the worst, histograms."""
     import numpy as np
 
+    from common.drawing.sheets import contact_sheet, histograms
     from common.utils.files import write_image
-    from common.utils.sheets import contact_sheet, histograms
 
     table = evaluator.table()
     spread = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)).tolist()
@@ -296,7 +296,7 @@ def draw_one(
     import torch
     from torch.utils.data import default_collate
 
-    from common.sample_pictures import Marks, draw_sample, read_prediction
+    from common.drawing.samples import Marks, draw_sample, read_prediction
     from data.dataset import to_device
 
     item = dataset[index]

@@ -39,18 +39,18 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 # torch and OpenCV are imported where they are used, so that --help and mistakes are answered at once.
-from common.config_options import add_config_options, read_config  # noqa: E402
 from common.errors import UserError, run_main  # noqa: E402
 from common.options import GPU_HELP, MANO_FOLDER, count  # noqa: E402
 from main.config import Config  # noqa: E402
+from main.options import add_config_options, read_config  # noqa: E402
 
 if TYPE_CHECKING:
     import torch
 
     from common.distributed import Place, StopSignal
-    from common.snapshots import Progress
-    from common.training import StepResult, Training
     from common.types import Sample
+    from main.resume import Progress
+    from main.training import StepResult, Training
 
 AMP_TYPES = {"none": "float32", "bf16": "bfloat16", "fp16": "float16"}
 NAMED_SAMPLES = 8  # a message names at most so many
@@ -95,9 +95,9 @@ def train(args: argparse.Namespace, place: "Place") -> int:
     import torch
 
     from common.distributed import StopSignal
-    from common.snapshots import Progress
-    from common.training import build_training, open_output
     from common.utils.images import quiet_opencv
+    from main.resume import Progress
+    from main.training import build_training, open_output
 
     quiet_opencv()
     torch.backends.cudnn.benchmark = True  # all batches have the same size
@@ -127,8 +127,8 @@ def train_epoch(run: "Training", now: "Progress", stop: "StopSignal") -> "Progre
     """Train to the end of an epoch, or until asked to stop. Returns the step that comes next."""
     from tqdm import tqdm
 
-    from common.snapshots import Progress
-    from common.training import save, show, timed_batches
+    from main.resume import Progress
+    from main.training import save, show, timed_batches
 
     args, steps = run.args, run.sampler.steps_per_epoch
     lr = learning_rate(run.config, now.epoch)
@@ -164,9 +164,9 @@ def train_step(run: "Training", sample: "Sample") -> "StepResult":
     """Forward, backward and the optimiser, for this process's samples of one step."""
     import torch
 
-    from common.training import StepResult
+    from common.targets import build_images, build_targets
     from common.types import take
-    from common.utils.targets import build_images, build_targets
+    from main.training import StepResult
 
     config, parts, device = run.config, run.parts, run.place.device
     amp = torch.autocast(device.type, getattr(torch, AMP_TYPES[config.amp]), enabled=config.amp != "none")
@@ -215,7 +215,7 @@ def collect(
     import torch
 
     from common.distributed import mean_over_processes
-    from common.training import find_culprits
+    from main.training import find_culprits
 
     device, world = run.place.device, run.place.world
     replaced = sum(share.replaced.sum() for share in result.samples)

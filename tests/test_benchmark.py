@@ -15,15 +15,15 @@ from torch.utils.data import default_collate
 from common.criterion import InterWildLoss
 from common.errors import UserError
 from common.nets.trans_net import convolve_heatmaps
+from common.targets import build_images, build_targets, make_sample
 from common.types import Annotation
 from common.utils.augment import Augmentation
-from common.utils.targets import build_images, build_targets, make_sample
 from main.model import prepare_inference
 from tool import benchmark
-from tool.benchmark_core import Clock, Figure, peak_memory, table
-from tool.benchmark_data import metrics
-from tool.benchmark_network import Bench, Trunks, dense_heatmaps, trunk_inputs
-from tool.benchmark_profile import run_profile
+from tool.benchmarks.core import Clock, Figure, peak_memory, table
+from tool.benchmarks.data import metrics
+from tool.benchmarks.network import Bench, Trunks, dense_heatmaps, trunk_inputs
+from tool.benchmarks.profile import run_profile
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from common.types import ManoParams, Prediction, Targets
 from common.utils.frames import Frames
 from common.utils.rotations import axis_angle_to_matrix
 from tool import parity
-from tool.parity_loss import compare, read_batch
+from tool.published.loss import compare, read_batch
 
 FRAMES = Frames()
 N, VERTICES = 3, 5  # few vertices: the mean over them is no different

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from common.config_options import config_of_checkpoint
+from common.targets import build_images, build_targets, complete_truth
 from common.types import LEFT, RIGHT
 from common.utils.augment import IDENTITY, Augmentation, draw_augmentation, mirror_affine, warp_augmented
-from common.utils.targets import build_images, build_targets, complete_truth
 from data.dataset import HandDataset, open_dataset
 from main.config import Config, config_to_dict
+from main.options import config_of_checkpoint
 from tool import parity
 
 TURNED = Augmentation(0.85, -40.0, (1.2, 0.8, 1.05), True)

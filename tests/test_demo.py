@@ -16,8 +16,8 @@ from inputs import smooth_image_uint8
 
 from common.errors import UserError
 from common.utils.camera import Camera, project
-from common.utils.standin_hand import write_standin
 from demo import demo
+from tool.toy.standin_hand import write_standin
 
 SCRIPT = Path(demo.__file__)
 
@@ -98,7 +98,7 @@ def test_all_files(run, capsys):
 
 def test_meshes_and_cameras_give_the_overlay(run):
     """From the written files alone: project(vertices) has the extent of the rendered silhouette to half a pixel."""
-    from common.utils.raster import HandMesh, rasterize
+    from common.drawing.raster import HandMesh, rasterize
 
     out = run()
     content = json.loads((out / "results" / "a.json").read_text())
@@ -271,9 +271,9 @@ def test_a_folder_of_somebody_else(run, tmp_path):
 
 def test_hands_that_are_no_pair_stand_apart_in_the_scene():
     """Each has a virtual camera of its own, in whose space it is near the origin; the page and the GLB show both."""
-    from common.results import into_one_space
+    from common.drawing.raster import HandMesh
     from common.utils.camera import project
-    from common.utils.raster import HandMesh
+    from demo.results import into_one_space
 
     rng = np.random.default_rng(0)
     hands = [

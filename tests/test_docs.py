@@ -27,11 +27,11 @@ from common.criterion import InterWildLoss
 from common.errors import UserError
 from common.metrics import Estimate, Evaluator
 from common.nets.mano import TwoHandMano
+from common.targets import build_images, build_targets, complete_truth
 from common.types import SIDES, ManoParams
 from common.utils.augment import Augmentation
 from common.utils.frames import Frames
 from common.utils.joints import JOINTS
-from common.utils.targets import build_images, build_targets, complete_truth
 from data import layouts, reading
 from main.config import Config
 from main.model import InterWild
@@ -151,7 +151,7 @@ def test_scripts_take_the_options(command, monkeypatch, capsys):
 
 def test_config_values_in_commands_are_valid():
     """The options of main/config.py are texts to the parser; their values are checked here."""
-    from common.config_options import read_config
+    from main.options import read_config
 
     for command in SCRIPTS:
         if command.script.name in ("train.py", "test.py"):

@@ -14,9 +14,9 @@ from common.options import ROOT
 from common.utils.files import write_json
 from data import layouts
 from tool import doctor
-from tool.doctor_annotations import check_coco, check_hic, check_interhand
-from tool.doctor_captures import check_reinterhand
-from tool.doctor_report import Options, Report
+from tool.checks.annotations import check_coco, check_hic, check_interhand
+from tool.checks.captures import check_reinterhand
+from tool.checks.report import Options, Report
 
 OPTIONS = Options(sample=50, full=False)
 RNG = np.random.default_rng(0)

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import trimesh
 
+from common.drawing.export import write_glb, write_html, write_obj, write_ply
+from common.drawing.raster import HandMesh
+from common.drawing.render import HAND_RGB
 from common.types import LEFT, RIGHT
 from common.utils.camera import Camera
-from common.utils.export import write_glb, write_html, write_obj, write_ply
-from common.utils.raster import HandMesh
-from common.utils.render import HAND_RGB
 
 
 @pytest.fixture
@@ -132,5 +132,5 @@ def test_nothing_is_written_for_bad_vertices_or_no_hands(tmp_path, hands):
 
 
 def test_trimesh_is_imported_only_when_used():
-    code = "import sys, common.utils.export, common.utils.visualize; sys.exit('trimesh' in sys.modules)"
+    code = "import sys, common.drawing.export, common.drawing.overlay; sys.exit('trimesh' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], timeout=120).returncode == 0

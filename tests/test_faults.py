@@ -17,8 +17,8 @@ from common.errors import UserError, explain_failure, one_line
 from common.utils.files import atomic_write, make_folder, write_json
 from data.dataset import init_worker, one_line_errors
 from data.store import open_store
-from tool import fault_campaign
-from tool.toy_formats import toy_folder
+from tests.faults import fault_campaign
+from tool.toy.formats import toy_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_data_targets import recorded  # noqa: F401
 
 from data.InterHand26M.InterHand26M import read_flags
-from tool.fault_campaign import CASES, break_file, check_line, files_of, survey
+from tests.faults.fault_campaign import CASES, break_file, check_line, files_of, survey
 
 
 @pytest.fixture(scope="module")

@@ -19,19 +19,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from common.checkpoint import load_network, read_checkpoint, save_checkpoint
-from common.config_options import config_of_checkpoint, read_config
 from common.devices import parse_devices
 from common.errors import UserError, one_line
-from common.snapshots import Parts, Progress, Start, read_start, restore, save_progress
+from common.nets.mano_files import read_hand_models, read_pickle
 from common.utils.images import load_image
-from common.utils.mano_files import read_hand_models, read_pickle
-from common.utils.standin_hand import write_standin
 from demo import demo
 from main import test as test_script
 from main import train
 from main.config import Config, config_to_dict
-from tool import make_toy_data
-from tool.mutations import (
+from main.options import config_of_checkpoint, read_config
+from main.resume import Parts, Progress, Start, read_start, restore, save_progress
+from tests.faults.mutations import (
     CHECKPOINT_FAULTS,
     HARMLESS_FAULTS,
     ODD_VALUES,
@@ -43,6 +41,8 @@ from tool.mutations import (
     mutate_bytes,
     mutate_checkpoint,
 )
+from tool import make_toy_data
+from tool.toy.standin_hand import write_standin
 
 
 def fuzzed(examples: int):

@@ -17,9 +17,9 @@ import torch
 
 from common.errors import UserError
 from common.nets.mano import TwoHandMano, to_wrist
+from common.nets.mano_files import read_hand_models, read_pickle
 from common.types import SIDES, ManoParams
 from common.utils.joints import JOINTS
-from common.utils.mano_files import read_hand_models, read_pickle
 
 
 def random_params(batch: int, seed: int = 0) -> ManoParams:

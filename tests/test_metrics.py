@@ -21,13 +21,13 @@ from common.metrics import (
     procrustes,
     vertex_error,
 )
+from common.targets import complete_truth
 from common.types import LEFT, RIGHT, GroundTruth
 from common.utils.frames import Frames
-from common.utils.targets import complete_truth
 from tool import parity
-from tool.parity_datasets import open_recorded, plain_id
-from tool.parity_forward import load_npz
-from tool.parity_metrics import REDUCED, as_published, compare, read_estimate
+from tool.published.datasets import open_recorded, plain_id
+from tool.published.forward import load_npz
+from tool.published.metrics import REDUCED, as_published, compare, read_estimate
 
 SETS = (
     "InterHand26M_test",

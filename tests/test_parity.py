@@ -50,7 +50,7 @@ def test_a_small_change_of_the_network_is_noticed(monkeypatch, golden, mano_fold
 
 def test_nan_is_outside(golden, golden_snapshot):
     """A comparison with NaN is false, which must not read as 'within'."""
-    from tool.parity_forward import compare
+    from tool.published.forward import compare
 
     recorded = {"x": np.ones(3, np.float32)}
     assert compare(recorded, {"x": np.array([1, np.nan, 1], np.float32)}, {})[0].outside
@@ -59,7 +59,7 @@ def test_nan_is_outside(golden, golden_snapshot):
 
 def test_rotations_are_compared_as_rotations():
     """An axis-angle vector and its complement the other way round are one rotation."""
-    from tool.parity_forward import compare
+    from tool.published.forward import compare
 
     vector = np.array([[0.3, -2.0, 1.0]], np.float32)
     angle = np.linalg.norm(vector)

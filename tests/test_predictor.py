@@ -9,10 +9,10 @@ import torch
 from inputs import smooth_image_uint8
 
 from common.errors import UserError
-from common.predictor import HandPredictor, PhotoHands
-from common.results import camera_to_dict, photo_to_dict
 from common.utils.camera import Camera, project
 from common.utils.images import load_image
+from demo.predictor import HandPredictor, PhotoHands
+from demo.results import camera_to_dict, photo_to_dict
 
 
 @pytest.fixture(scope="module")

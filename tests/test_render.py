@@ -8,12 +8,12 @@ import pytest
 import torch
 import trimesh
 
+from common.drawing import raster, render
+from common.drawing.raster import HandMesh, rasterize, vertex_normals
+from common.drawing.render import render_hands
 from common.errors import UserError
 from common.types import LEFT, RIGHT
-from common.utils import raster, render
 from common.utils.camera import Camera, project
-from common.utils.raster import HandMesh, rasterize, vertex_normals
-from common.utils.render import render_hands
 
 
 def tube() -> tuple[np.ndarray, np.ndarray]:

@@ -137,13 +137,13 @@ def test_the_only_unpickler_names_what_it_allows():
     ]
     allowed = {
         "common/checkpoint.py",  # UnpicklingError
-        "common/utils/mano_files.py",  # the restricted reader
-        "common/utils/standin_hand.py",  # writes
-        "tool/fault_campaign.py",  # writes
+        "common/nets/mano_files.py",  # the restricted reader
+        "tool/toy/standin_hand.py",  # writes
+        "tests/faults/fault_campaign.py",  # writes
         *(path for path, _ in ALLOWED),
     }
     assert set(users) <= allowed, users
-    tree = ast.parse((ROOT / "common/utils/mano_files.py").read_text())
+    tree = ast.parse((ROOT / "common/nets/mano_files.py").read_text())
     readers = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and "Unpickler" in ast.unparse(node)]
     assert len(readers) == 1 and "find_class" in {part.name for part in readers[0].body if hasattr(part, "name")}
 

@@ -12,8 +12,8 @@ import smplx
 import torch
 
 from common.errors import UserError
-from common.utils import standin_hand
 from common.utils.joints import FINGERS, FINGERTIP_VERTICES, MANO_JOINTS
+from tool.toy import standin_hand
 
 MIRROR = np.array([-1.0, 1.0, 1.0])
 TOOL = Path(__file__).resolve().parents[1] / "tool" / "make_standin_hand.py"

@@ -10,13 +10,14 @@ from test_data_targets import cache, recorded  # noqa: F401
 from test_metrics import make_truth
 from torch.autograd import gradcheck
 
-from common.config_options import change_config, check_config
 from common.criterion import InterWildLoss
 from common.errors import UserError
 from common.metrics import PROTOCOLS, Evaluator
 from common.nets.hand_roi import crop_hands
 from common.nets.mano import TwoHandMano
+from common.nets.mano_files import read_hand_models
 from common.nets.trans_net import convolve_heatmaps
+from common.targets import make_sample
 from common.types import ManoParams
 from common.utils.affine import apply_affine, box_to_grid, invert_affine
 from common.utils.augment import IDENTITY, draw_augmentation
@@ -24,12 +25,11 @@ from common.utils.boxes import body_box, box_around, iou, restore_box, sanitize_
 from common.utils.camera import distort_fisheye, place_before_camera, project_pinhole
 from common.utils.frames import Frames
 from common.utils.heatmaps import sample_features, soft_argmax
-from common.utils.mano_files import read_hand_models
 from common.utils.rotations import axis_angle_to_matrix, matrix_to_axis_angle, rot6d_to_matrix
-from common.utils.targets import make_sample
 from data.dataset import open_source
 from main.config import PRESETS, Config
 from main.model import build_model
+from main.options import change_config, check_config
 
 FRAMES = Frames()
 

@@ -15,8 +15,8 @@ from test_data_targets import recorded  # noqa: F401
 
 from common.checkpoint import read_checkpoint
 from common.distributed import launch
+from common.drawing.sheets import contact_sheet, histograms
 from common.errors import UserError
-from common.utils.sheets import contact_sheet, histograms
 from main import test as script
 
 SETS = {"HIC": 10, "InterHand26M": 11, "MSCOCO": 10, "ReInterHand": 6}  # samples

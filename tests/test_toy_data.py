@@ -14,18 +14,18 @@ import trimesh
 
 from common.errors import UserError
 from common.nets.mano import TwoHandMano
+from common.nets.mano_files import read_hand_models
 from common.types import SIDES, ManoParams
-from common.utils import toy_scene
 from common.utils.camera import CaptureCamera, project_capture
 from common.utils.images import load_image
 from common.utils.joints import INTERHAND_JOINTS, REINTERHAND_JOINTS, reorder_index
-from common.utils.mano_files import read_hand_models
-from common.utils.standin_hand import write_standin
 from data.dataset import open_dataset
 from data.layouts import TEST_CAPTURES, TOY_MARK
 from main.config import Config
 from tool import make_toy_data
-from tool.toy_formats import check_folder, toy_folder
+from tool.toy import scene as toy_scene
+from tool.toy.formats import check_folder, toy_folder
+from tool.toy.standin_hand import write_standin
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN, TEST, SCALE = 7, 4, 0.4

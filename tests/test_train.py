@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 import torch
 
-from common import training
-from common.config_options import change_config, config_of_checkpoint, read_config
 from common.distributed import FolderLock, Place, StopSignal
 from common.errors import UserError
 from common.logger import TrainLog
-from common.snapshots import Progress, list_snapshots, newest_whole
-from common.training import build_training, check_order, timed_batches
-from common.utils.standin_hand import write_standin
 from main import train as program
+from main import training
 from main.config import PRESETS, Config, config_to_dict
+from main.options import change_config, config_of_checkpoint, read_config
+from main.resume import Progress, list_snapshots, newest_whole
+from main.training import build_training, check_order, timed_batches
+from tests.faults.kill_test import compare
 from tool import make_toy_data
-from tool.kill_test import compare
+from tool.toy.standin_hand import write_standin
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = Place(0, 1, 0, torch.device("cpu"))
@@ -306,7 +306,7 @@ def test_nan_in_a_target_names_step_term_and_sample(
     toy: Path, middle: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And leaves the last checkpoint as it was."""
-    from common.utils import targets
+    from common import targets
 
     build, batches = targets.build_targets, []
 
@@ -426,7 +426,7 @@ def test_log_on_a_full_disk_says_so(tmp_path: Path) -> None:
 
 def test_sheet_shows_what_cannot_be_drawn_as_nothing(toy: Path, tmp_path: Path) -> None:
     """A network in its first steps predicts anything; the sheet must not stop the training."""
-    from common.sample_pictures import draw_sheet
+    from common.drawing.samples import draw_sheet
 
     args = program.parse_args(options(toy, tmp_path))
     made = build_training(args, PLACE, read_config(args), None)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from common.drawing.overlay import FINGER_RGB, draw_boxes, draw_skeletons
 from common.types import LEFT, RIGHT
-from common.utils.visualize import FINGER_RGB, draw_boxes, draw_skeletons
 
 BOTH = np.array([True, True])
 

@@ -39,8 +39,8 @@ from common.errors import UserError, run_main  # noqa: E402
 from common.options import GPU_HELP, MANO_FOLDER, count  # noqa: E402
 
 if TYPE_CHECKING:
-    from tool.benchmark_core import Figure
-    from tool.benchmark_network import Bench
+    from tool.benchmarks.core import Figure
+    from tool.benchmarks.network import Bench
 
 STAGES = ("inference", "trans_net", "step", "loader", "store", "metrics", "rendering")
 DTYPES = ("float32", "bf16", "compiled")
@@ -55,7 +55,7 @@ def main() -> int:
     from common.devices import parse_devices
     from common.utils.files import atomic_write, make_folder, write_json
     from common.utils.images import quiet_opencv
-    from tool.benchmark_core import as_dict, describe_machine, table
+    from tool.benchmarks.core import as_dict, describe_machine, table
 
     quiet_opencv()
     device = parse_devices(args.gpu)[0]
@@ -180,12 +180,12 @@ def open_bench(
     """What the stages work with, with the defaults of the device."""
     from dataclasses import replace
 
-    from common.config_options import change_config
     from common.nets.mano import TwoHandMano
-    from common.utils.mano_files import read_hand_models
+    from common.nets.mano_files import read_hand_models
     from main.config import PRESETS, Config
-    from tool.benchmark_core import Clock
-    from tool.benchmark_network import Bench
+    from main.options import change_config
+    from tool.benchmarks.core import Clock
+    from tool.benchmarks.network import Bench
 
     config = change_config(Config(), PRESETS[args.preset] if args.preset else {}, "the preset")
     there = [name for name in (*config.trainset_3d, *config.trainset_2d) if (data / name).exists()]
@@ -209,10 +209,11 @@ def open_bench(
 
 def stage(name: str) -> Callable[..., list["Figure"]]:
     """The function of a stage: (bench, args, data, mano, work) -> figures."""
-    from tool import benchmark_data, benchmark_network
+    from tool.benchmarks import data as benchmark_data
+    from tool.benchmarks import network as benchmark_network
 
     def step(bench: "Bench", args: argparse.Namespace, data: Path, mano: Path, work: Path) -> list["Figure"]:
-        from tool.benchmark_step import training_step
+        from tool.benchmarks.step import training_step
 
         need_data(bench, data)
         batch = args.step_batch or (128 if bench.device.type == "cuda" else 4)
@@ -247,7 +248,7 @@ def print_notes(bench: "Bench") -> None:
     """How cost grows, and the profiles."""
     for title, found in bench.notes.items():
         if "modules_ms" in found:
-            from tool.benchmark_profile import profile_table
+            from tool.benchmarks.profile import profile_table
 
             print("\n" + profile_table(title, found))
             continue

@@ -30,7 +30,7 @@ from common.options import MANO_FOLDER, count  # noqa: E402
 from data import layouts  # noqa: E402
 
 if TYPE_CHECKING:
-    from tool.doctor_report import Report
+    from tool.checks.report import Report
 
 SNAPSHOT_FROM = (
     "get the published snapshot_6.pth (linked in the README of https://github.com/facebookresearch/InterWild) into "
@@ -50,9 +50,9 @@ def main() -> int:
     if not args.data.is_dir():
         raise UserError(f"--data {args.data}: there is no such folder")
     from common.utils.images import quiet_opencv
-    from tool.doctor_annotations import check_coco, check_hic, check_interhand
-    from tool.doctor_captures import check_reinterhand
-    from tool.doctor_report import Options
+    from tool.checks.annotations import check_coco, check_hic, check_interhand
+    from tool.checks.captures import check_reinterhand
+    from tool.checks.report import Options
 
     quiet_opencv()
     checks = {
@@ -108,7 +108,7 @@ def print_reports(reports: Sequence["Report"], data: Path) -> None:
 
 def merged(reports: Sequence["Report"]) -> list["Report"]:
     """One report for a dataset of which nothing is there, instead of one for each split."""
-    from tool.doctor_report import Report
+    from tool.checks.report import Report
 
     found = {report.name for report in reports if report.found}
     lines: list[Report] = []
@@ -169,8 +169,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def check_mano(folder: Path) -> "Report":
-    from common.utils.mano_files import WHERE_TO_GET, read_hand_models
-    from tool.doctor_report import Report, check_magnitude, span
+    from common.nets.mano_files import WHERE_TO_GET, read_hand_models
+    from tool.checks.report import Report, check_magnitude, span
 
     report = Report("MANO")
     places = (folder, folder / "mano")
@@ -201,7 +201,7 @@ def check_checkpoints(path: Path) -> list["Report"]:
 def check_checkpoint(path: Path, which: str) -> "Report":
     from tqdm import tqdm
 
-    from tool.doctor_report import Report, name_some
+    from tool.checks.report import Report, name_some
 
     report = Report("checkpoint", which, found=path.exists(), advice=SNAPSHOT_FROM)
     if not report.found:
@@ -210,9 +210,9 @@ def check_checkpoint(path: Path, which: str) -> "Report":
         import torch
 
         from common.checkpoint import load_network, read_checkpoint
-        from common.config_options import config_of_checkpoint
         from main.config import Config
         from main.model import build_model
+        from main.options import config_of_checkpoint
 
         try:
             content = read_checkpoint(path)

@@ -36,11 +36,11 @@ def main() -> None:
 
     import numpy as np
 
+    from common.drawing.sheets import arrange
     from common.nets.mano import TwoHandMano
+    from common.nets.mano_files import read_hand_models
     from common.utils.files import write_image
     from common.utils.images import quiet_opencv
-    from common.utils.mano_files import read_hand_models
-    from common.utils.sheets import arrange
     from data.dataset import open_dataset
     from main.config import Config
 
@@ -102,8 +102,8 @@ def draw(item: "Sample | EvalSample", mano: "TwoHandMano", frames: "Frames", ind
     import numpy as np
     from torch.utils.data import default_collate
 
+    from common.targets import build_images, build_targets, complete_truth, pose_hands
     from common.types import EvalSample
-    from common.utils.targets import build_images, build_targets, complete_truth, pose_hands
 
     if isinstance(item, EvalSample):
         truth = complete_truth(default_collate([item]), mano)
@@ -125,8 +125,8 @@ def draw_annotated(image: "np.ndarray", targets: "Targets") -> "np.ndarray":
     import cv2
     import numpy as np
 
-    from common.utils.render import HAND_RGB
-    from common.utils.visualize import draw_boxes
+    from common.drawing.overlay import draw_boxes
+    from common.drawing.render import HAND_RGB
 
     boxes, valid = targets.boxes_crop[0].numpy(), targets.boxes_valid[0].bool().numpy()
     picture = draw_boxes(image, boxes, np.ones(2), valid)
@@ -146,12 +146,12 @@ def draw_meshes(
     """The meshes (1, 2, V, 3) m of one sample, before the crop was turned, and their joints over its crop."""
     import numpy as np
 
+    from common.drawing.overlay import draw_skeletons
+    from common.drawing.raster import HandMesh
+    from common.drawing.render import render_hands
+    from common.targets import project_posed
     from common.utils.affine import apply_affine
     from common.utils.camera import Camera
-    from common.utils.raster import HandMesh
-    from common.utils.render import render_hands
-    from common.utils.targets import project_posed
-    from common.utils.visualize import draw_skeletons
 
     def to_crop(points_cam: "Tensor") -> np.ndarray:
         return apply_affine(batch.image_to_crop[:, None], project_posed(points_cam, batch))[0].numpy()

@@ -32,9 +32,9 @@ def main() -> None:
     import torch
 
     from common.checkpoint import save_checkpoint
-    from common.config_options import change_config
     from main.config import Config, config_to_dict
     from main.model import build_model, init_trunks
+    from main.options import change_config
 
     config = change_config(Config(), PRESETS[args.preset] if args.preset else {}, "the preset")
     torch.manual_seed(args.seed)

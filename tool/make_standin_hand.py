@@ -20,7 +20,7 @@ from common.options import MANO_FOLDER  # noqa: E402
 
 def main() -> None:
     args = parse_args()
-    from common.utils.standin_hand import MODEL_NAME, write_standin
+    from tool.toy.standin_hand import MODEL_NAME, write_standin
 
     for path in write_standin(args.out, args.seed, args.left_shapedirs):
         print(f"wrote {path}: {MODEL_NAME}")

@@ -32,7 +32,7 @@ SETS = ("InterHand26M", "MSCOCO", "HIC", "ReInterHand")
 def main() -> None:
     args = parse_args()
     names = check_args(args)
-    from tool.toy_formats import check_folder
+    from tool.toy.formats import check_folder
 
     for name in names:  # before any work
         check_folder(args.out / name)
@@ -40,12 +40,15 @@ def main() -> None:
     import torch
     from tqdm import tqdm
 
+    from common.nets.mano_files import read_hand_models
     from common.utils.images import quiet_opencv
-    from common.utils.mano_files import read_hand_models
-    from common.utils.toy_scene import build_rig
-    from tool import toy_coco, toy_hic, toy_interhand, toy_reinterhand
-    from tool.toy_formats import Plan
-    from tool.toy_picture import build_skin
+    from tool.toy import coco as toy_coco
+    from tool.toy import hic as toy_hic
+    from tool.toy import interhand as toy_interhand
+    from tool.toy import reinterhand as toy_reinterhand
+    from tool.toy.formats import Plan
+    from tool.toy.picture import build_skin
+    from tool.toy.scene import build_rig
 
     quiet_opencv()
     torch.set_num_threads(1)  # one hand at a time is too little work to share

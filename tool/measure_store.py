@@ -3,9 +3,9 @@
     python tool/measure_store.py --counts 10000 100000 1000000 --work /tmp/measure
     python tool/measure_store.py --root data/InterHand26M --work /tmp/measure
 
-The first form makes InterHand2.6M annotations of those sizes below WORK (tool/make_big_annotations.py) unless they are
-there already; the second takes a real training set. The annotation cache is made below WORK, so the data set's own
-stays as it is. Every figure comes from a fresh process. What the lines of the table mean:
+The first form makes InterHand2.6M annotations of those sizes below WORK (tool/benchmarks/big_annotations.py) unless
+they are there already; the second takes a real training set. The annotation cache is made below WORK, so the data
+set's own stays as it is. Every figure comes from a fresh process. What the lines of the table mean:
 
     files      size of the annotation files
     build      the first start: reads the files, makes the cache. `cpu` are the seconds that a processor worked for it;
@@ -58,7 +58,7 @@ def main() -> int:
 
 def make_annotations(root: Path, count: int) -> Path:
     if not (root / "annotations" / "train" / "InterHand2.6M_train_data.json").exists():
-        run([str(ROOT / "tool" / "make_big_annotations.py"), "--out", str(root), "--count", str(count)])
+        run([str(ROOT / "tool" / "benchmarks" / "big_annotations.py"), "--out", str(root), "--count", str(count)])
     return root
 
 

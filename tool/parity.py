@@ -39,7 +39,10 @@ NEEDS = {"forward": ("snapshot", "inputs"), "loss": ("snapshot",), "datasets": (
 def main() -> int:
     args = parse_args()
     parts = choose_parts(args)
-    from tool import parity_datasets, parity_forward, parity_loss, parity_metrics
+    from tool.published import datasets as parity_datasets
+    from tool.published import forward as parity_forward
+    from tool.published import loss as parity_loss
+    from tool.published import metrics as parity_metrics
 
     modules = {"forward": parity_forward, "loss": parity_loss, "datasets": parity_datasets, "metrics": parity_metrics}
     reports = [report for part in parts for report in modules[part].run(args)]

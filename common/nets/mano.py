@@ -4,9 +4,9 @@ import torch
 from smplx.lbs import batch_rigid_transform, batch_rodrigues
 from torch import Tensor, nn
 
+from common.nets.mano_files import HandModel
 from common.types import RIGHT, ManoParams
 from common.utils.joints import FINGERTIP_VERTICES, JOINTS, MANO_JOINTS, WRIST
-from common.utils.mano_files import HandModel
 
 
 class TwoHandMano(nn.Module):
@@ -15,7 +15,7 @@ class TwoHandMano(nn.Module):
     All arrays are non-persistent buffers: they follow the module's device and never enter a checkpoint.
 
     Args:
-        right, left: the hand models, see `common.utils.mano_files.read_hand_models`.
+        right, left: the hand models, see `common.nets.mano_files.read_hand_models`.
     """
 
     def __init__(self, right: HandModel, left: HandModel) -> None:

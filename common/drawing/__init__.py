@@ -1,0 +1,1 @@
+"""Drawing hands: rasteriser, renderers, overlays, contact sheets, mesh files."""

@@ -1,0 +1,146 @@
+"""Hands as 3D files: OBJ and PLY in the frame `cam`, GLB and an interactive page in the frame of those viewers.
+
+Everything is in metres. `cam` has x right, y down and z away from the camera; glTF has y up and z towards the viewer.
+"""
+
+import html
+import os
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.drawing.raster import HandMesh, vertex_normals
+from common.drawing.render import AMBIENT, DIFFUSE, HAND_RGB, TINT
+from common.types import SIDES
+from common.utils.files import atomic_write
+
+if TYPE_CHECKING:
+    import trimesh
+
+FRAME = "frame: cam (x right, y down, z away from the camera), unit: metre"
+CAM_TO_GLTF = np.array([1.0, -1.0, -1.0])
+ROUGHNESS = 0.7  # dull, as skin is
+PAGE_LAMP = 1.75  # how bright the lamp in trimesh's page is
+
+
+def write_obj(path: str | os.PathLike, vertices_cam: np.ndarray, faces: np.ndarray) -> None:
+    """Write a mesh as OBJ: (V, 3) m, with the digits float32 needs to come back equal, and (F, 3) vertex indices.
+
+    Raises:
+        ValueError: a vertex is not finite.
+        UserError: the file cannot be written.
+    """
+    _check(vertices_cam)
+    lines = [f"# {FRAME}"]
+    lines += ["v {:.9g} {:.9g} {:.9g}".format(*vertex) for vertex in np.asarray(vertices_cam).tolist()]
+    lines += ["f {} {} {}".format(*face) for face in (np.asarray(faces, np.int64) + 1).tolist()]
+    atomic_write(path, ("\n".join(lines) + "\n").encode())
+
+
+def write_ply(path: str | os.PathLike, vertices_cam: np.ndarray, faces: np.ndarray, colour: np.ndarray) -> None:
+    """Write a mesh as binary PLY: (V, 3) m, stored as float32, (F, 3) vertex indices, one colour (3,) RGB in 0..1.
+
+    Raises:
+        ValueError: a vertex is not finite.
+        UserError: the file cannot be written.
+    """
+    import trimesh  # here and below: takes a while to import, and few runs need it
+
+    _check(vertices_cam)
+    rgba = np.append(np.round(np.asarray(colour) * 255), 255).astype(np.uint8)
+    mesh = trimesh.Trimesh(
+        vertices_cam,
+        faces,
+        vertex_normals=vertex_normals(vertices_cam, faces),
+        vertex_colors=np.tile(rgba, (len(vertices_cam), 1)),
+        process=False,  # else vertices are merged and reordered
+    )
+    data = mesh.export(file_type="ply", vertex_normal=True)
+    atomic_write(path, data.replace(b" 1.0\n", f" 1.0\ncomment {FRAME}\n".encode(), 1))
+
+
+def write_glb(path: str | os.PathLike, hands: list[HandMesh]) -> None:
+    """Write hands as one GLB scene with a node a hand: `right_hand`, `left_hand`; of more people `right_hand_2`, ...
+
+    The hands' common centre is moved to the origin, or most viewers would not find them; the scene's extras hold it:
+    vertices_cam = (1, -1, -1) * position + centre_cam.
+
+    Raises:
+        ValueError: no hands, or a vertex is not finite.
+        UserError: the file cannot be written.
+    """
+    # A glTF colour is proportional to light; ours are as a screen takes them (sRGB).
+    srgb = np.asarray(HAND_RGB)
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    atomic_write(path, _scene(hands, linear).export(file_type="glb"))
+
+
+def write_html(path: str | os.PathLike, hands: list[HandMesh], title: str) -> None:
+    """Write hands as a page to turn and zoom them in. It holds all it needs; nothing is loaded from a network.
+
+    Raises:
+        ValueError: no hands, or a vertex is not finite.
+        UserError: the file cannot be written.
+    """
+    from trimesh.viewer.notebook import scene_to_html
+
+    title = html.escape(title)
+    caption = (
+        '<div style="position: fixed; left: 16px; bottom: 12px; font: 14px sans-serif; color: #555">'
+        f"{title}: {_legend()}. Drag to turn, scroll to zoom, right-drag to move.</div>"
+    )
+    # The page has one lamp and no other light; a hand that glows a little looks as it does on the photo.
+    lit, glow = np.full((2, 3), DIFFUSE / PAGE_LAMP), AMBIENT + TINT * np.asarray(HAND_RGB)
+    page = scene_to_html(_scene(hands, lit, glow))
+    page = re.sub("<title>.*?</title>", lambda _: f"<title>{title}</title>", page, count=1, flags=re.DOTALL)
+    atomic_write(path, page.replace("<body>", f"<body>{caption}", 1).encode("utf-8", "replace"))
+
+
+def _legend() -> str:
+    colours = (f"rgb({', '.join(str(round(255 * c)) for c in rgb)})" for rgb in HAND_RGB)
+    return ", ".join(f'<b style="color: {c}">{side} hand</b>' for c, side in zip(colours, SIDES, strict=True))
+
+
+def _scene(hands: list[HandMesh], colours: np.ndarray, glow: np.ndarray | None = None) -> "trimesh.Scene":
+    """The hands as a trimesh scene in glTF's axes; `colours` and `glow` (right, left) are numbers for the file."""
+    import trimesh
+    from trimesh.visual import TextureVisuals
+    from trimesh.visual.material import PBRMaterial
+
+    if not hands:
+        raise ValueError("no hand to export")
+    for hand in hands:
+        _check(hand.vertices_cam)
+    every = np.concatenate([hand.vertices_cam for hand in hands]).astype(np.float64)
+    centre_cam = (every.min(0) + every.max(0)) / 2
+    scene = trimesh.Scene(
+        metadata={"centre_cam": centre_cam.tolist(), "frame": "(1, -1, -1) * position + centre_cam is cam, in metres"}
+    )
+    for index, hand in enumerate(hands):
+        count = sum(other.side == hand.side for other in hands[: index + 1])
+        name = f"{SIDES[hand.side]}_hand" + (f"_{count}" if count > 1 else "")
+        # Without a material viewers take glTF's default, a metal, which comes out almost black. Both sides, because
+        # the inside is seen through the wrist.
+        material = PBRMaterial(
+            name=name,
+            baseColorFactor=np.append(colours[hand.side], 1.0),
+            emissiveFactor=None if glow is None else glow[hand.side],
+            metallicFactor=0.0,
+            roughnessFactor=ROUGHNESS,
+            doubleSided=True,
+        )
+        mesh = trimesh.Trimesh(
+            (hand.vertices_cam - centre_cam) * CAM_TO_GLTF,
+            hand.faces,
+            vertex_normals=vertex_normals(hand.vertices_cam, hand.faces) * CAM_TO_GLTF,
+            visual=TextureVisuals(material=material),
+            process=False,
+        )
+        scene.add_geometry(mesh, node_name=name, geom_name=name)
+    return scene
+
+
+def _check(vertices: np.ndarray) -> None:
+    if not np.isfinite(vertices).all():
+        raise ValueError("a vertex is not finite")

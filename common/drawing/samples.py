@@ -1,0 +1,91 @@
+"""A sample as pictures: its crop, what is annotated, what the network says, the predicted meshes."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.drawing.overlay import draw_boxes, draw_skeletons
+from common.drawing.raster import HandMesh
+from common.drawing.render import render_hands
+from common.drawing.sheets import arrange
+from common.postprocess import to_crop
+from common.types import SIDES, Prediction, Targets, take
+from common.utils.camera import Camera
+from common.utils.frames import Frames, rescale
+
+ROWS = 6
+BOTH = np.ones(len(SIDES), bool)
+
+
+class Marks(NamedTuple):
+    """What is drawn of both hands, as numpy; what is NaN is not drawn."""
+
+    boxes_crop: np.ndarray  # (2, 4) xyxy px
+    scores: np.ndarray  # (2,) in [0, 1]
+    joints_crop: np.ndarray  # (2, 21, 2) px
+
+
+def draw_sample(crop: np.ndarray, asked: Marks, said: Marks, meshes: list[HandMesh]) -> list[np.ndarray]:
+    """(h, w, 3) uint8 RGB four times: the crop, with what was asked, with what was said, with the meshes."""
+    marked = [
+        draw_skeletons(draw_boxes(crop, marks.boxes_crop, marks.scores, BOTH), marks.joints_crop, BOTH)
+        for marks in (asked, said)
+    ]
+    return [crop, *marked, render_hands(crop, meshes)]
+
+
+@torch.no_grad()
+def read_prediction(
+    prediction: Prediction, faces: Tensor, frames: Frames, together: bool
+) -> list[tuple[Marks, list[HandMesh]]]:
+    """What to draw of each sample of a batch.
+
+    Args:
+        faces: (2, F, 3) of the hand models.
+        together: the meshes as a pair in one space; else each hand by its own camera.
+    """
+    placed = to_crop(prediction, frames)
+    boxes = rescale(placed.boxes_body.unflatten(-1, (2, 2)), frames.body, frames.crop).flatten(-2)
+    transl, focal, princpt = prediction.root_transl, placed.hand_focal_crop, placed.hand_princpt_crop
+    if together:
+        transl = placed.pair_transl
+        focal, princpt = (
+            values[:, None].expand(-1, 2, -1) for values in (placed.pair_focal_crop, placed.pair_princpt_crop)
+        )
+    vertices = prediction.vertices_rel + transl[:, :, None]
+    values = (boxes, prediction.box_scores, placed.joints_crop[..., :2], vertices, focal, princpt)
+    hand_faces = faces.cpu().numpy()
+    found = []
+    for *marks, points, focals, princpts in zip(
+        *(value.detach().float().cpu().numpy() for value in values), strict=True
+    ):
+        cameras = [Camera(focals[side], princpts[side], True) for side in range(len(SIDES))]
+        meshes = [HandMesh(points[side], hand_faces[side], side, cameras[side]) for side in range(len(SIDES))]
+        found.append((Marks(*marks), meshes))
+    return found
+
+
+@torch.no_grad()
+def draw_sheet(images: Tensor, prediction: Prediction, targets: Targets, faces: Tensor, frames: Frames) -> np.ndarray:
+    """A sheet of training samples: a row for each.
+
+    Args:
+        images: (N, 3, h, w) RGB in [0, 1]; the first `ROWS` are shown.
+        faces: (2, F, 3) of the hand models.
+
+    Returns:
+        (rows * h, 4 * w, 3) uint8 RGB.
+    """
+    images, prediction, targets = (take(batch, slice(ROWS)) for batch in (images, prediction, targets))
+    crops = (images.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
+    boxes = torch.where(targets.boxes_valid[..., None] > 0, targets.boxes_crop, torch.nan)
+    joints = torch.where(targets.joints_inside[..., None] > 0, targets.joints_crop[..., :2], torch.nan)
+    boxes, scores, joints = (x.float().cpu().numpy() for x in (boxes, targets.boxes_valid, joints))
+    said = read_prediction(prediction, faces, frames, together=False)
+    rows = [
+        np.concatenate(draw_sample(crop, Marks(boxes[n], scores[n], joints[n]), *said[n]), 1)
+        for n, crop in enumerate(crops)
+    ]
+    return arrange(rows, 1)

@@ -1,0 +1,352 @@
+"""The way in for programs: load once, call on photos, get typed results.
+
+    from demo.predictor import HandPredictor
+
+    predictor = HandPredictor.load("demo/snapshot_6.pth")
+    photo = predictor("photo.jpg")
+    photo.right.joints_cam, photo.right.camera, photo.confidences
+
+`demo/demo.py` is this and the writing of files.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from common.checkpoint import load_network, read_checkpoint
+from common.errors import UserError
+from common.nets.mano import TwoHandMano
+from common.nets.mano_files import read_hand_models
+from common.options import HAND_MODES, MANO_FOLDER
+from common.postprocess import CropResult, to_crop
+from common.types import LEFT, RIGHT, SIDES, Prediction
+from common.utils.affine import image_to_crop, invert_affine_np
+from common.utils.boxes import body_box, iou
+from common.utils.camera import Camera, place_before_camera
+from common.utils.heatmaps import bin_to_depth
+from common.utils.images import load_image, warp_image
+from main.config import Config
+from main.model import InterWild, build_model, prepare_inference
+from main.options import config_of_checkpoint
+
+# With `hand="auto"`, two boxes that overlap by more than this are taken for one hand seen twice.
+SAME_HAND_IOU = 0.8
+
+
+@dataclass(frozen=True)
+class Hand:
+    """One hand in one photo. Arrays are float32; what is in pixels belongs to the photo as it is in the file.
+
+    Attributes:
+        side: "right" or "left", the person's.
+        confidence: of the detector, 0 to 1.
+        box_image: (4,) xyxy px.
+        joints_image: (21, 2) px, the 2D skeleton.
+        joints_depth_rel: (21,) m, depth of the 2D skeleton's joints against the wrist.
+        vertices_cam: (778, 3) m, and
+        joints_cam: (21, 3) m of the mesh, placed so that `project(vertices_cam, camera)` is the overlay.
+        camera: maps them to px. Orthographic and virtual unless real intrinsics were given; hands that are a pair
+            share it and stand in one space, hands that are not have each their own.
+        global_orient: (3,) axis-angle rad; hand_pose: (15, 3); betas: (10,).
+    """
+
+    side: str
+    confidence: float
+    box_image: np.ndarray
+    joints_image: np.ndarray
+    joints_depth_rel: np.ndarray
+    vertices_cam: np.ndarray
+    joints_cam: np.ndarray
+    camera: Camera
+    global_orient: np.ndarray
+    hand_pose: np.ndarray
+    betas: np.ndarray
+
+
+@dataclass(frozen=True)
+class PhotoHands:
+    """Both hands of one person in one photo.
+
+    Attributes:
+        image_size: (h, w) px.
+        body_box_image: (4,) x, y, w, h px, what the network saw.
+        right, left: the hands, None where left out, see `dropped`.
+        dropped: side -> why this hand was left out.
+        confidences: (2,) and
+        boxes_image: (2, 4) xyxy px, of both hands, also of one left out.
+        box_iou: overlap of the two boxes, 0 to 1.
+        pair: whether the two are placed together, in one camera.
+        rel_transl: (3,) m, left wrist - right wrist.
+        metric: whether real intrinsics place the hands, else depth and size are the virtual camera's.
+    """
+
+    image_size: tuple[int, int]
+    body_box_image: np.ndarray
+    right: Hand | None
+    left: Hand | None
+    dropped: dict[str, str]
+    confidences: np.ndarray
+    boxes_image: np.ndarray
+    box_iou: float
+    pair: bool
+    rel_transl: np.ndarray
+    metric: bool
+
+    @property
+    def hands(self) -> list[Hand]:
+        """The hands there are, right first."""
+        return [hand for hand in (self.right, self.left) if hand is not None]
+
+
+@dataclass(frozen=True)
+class PreparedPhoto:
+    """A photo made ready for the network: the crop (H, W, 3) uint8, where it was taken from, and the real camera."""
+
+    crop: np.ndarray
+    image_size: tuple[int, int]
+    body_box_image: np.ndarray
+    intrinsics: Camera | None
+
+
+class HandPredictor:
+    """Photos -> `PhotoHands`.
+
+    Args:
+        model: moved to the device and into evaluation mode.
+        config: the model's.
+        devices: several GPUs share each batch.
+    """
+
+    def __init__(self, model: InterWild, config: Config, devices: Sequence[torch.device]) -> None:
+        self.config = config
+        self.device = devices[0]
+        self.model = prepare_inference(model, self.device)
+        self.network = nn.DataParallel(self.model, list(devices)) if len(devices) > 1 else self.model
+        self.hand_model_name = model.mano_layer.name
+        self.faces = model.mano_layer.faces.cpu().numpy()  # (2, 1538, 3) triangles of vertex indices
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path,
+        mano: str | Path = MANO_FOLDER,
+        devices: Sequence[torch.device | str] | None = None,
+    ) -> "HandPredictor":
+        """Read a checkpoint and the MANO files.
+
+        Args:
+            checkpoint: published or ours.
+            mano: folder of MANO_RIGHT.pkl and MANO_LEFT.pkl.
+            devices: default is the first CUDA GPU, else the CPU.
+
+        Raises:
+            UserError: a file is missing, damaged, or does not fit.
+        """
+        if devices is None:
+            devices = ["cuda:0" if torch.cuda.is_available() else "cpu"]
+        hands = read_hand_models(Path(mano))
+        content = read_checkpoint(Path(checkpoint))
+        config = config_of_checkpoint(content, Path(checkpoint)) or Config()
+        model = build_model(config, TwoHandMano(*hands))
+        load_network(model, content["network"], Path(checkpoint))
+        return cls(model, config, [torch.device(device) for device in devices])
+
+    def prepare(
+        self, image: np.ndarray, box_xywh: Sequence[float] | None = None, intrinsics: Camera | None = None
+    ) -> PreparedPhoto:
+        """Cut the person out of a photo. Threads may do this while the network computes.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            box_xywh: (4,) px, the person; the whole photo if left out.
+            intrinsics: the photo's real pinhole camera; the hands are then placed before it in real metres.
+
+        Raises:
+            UserError: nothing of the box lies in the photo.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise UserError(f"an image must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
+        size, crop_size = image.shape[:2], self.config.frames.crop
+        box = (0, 0, size[1], size[0]) if box_xywh is None else box_xywh
+        box_image = body_box(np.asarray(box), size, crop_size, self.config.wild_box_extension)
+        if box_image is None:
+            raise UserError(f"the person's box {tuple(box)} holds nothing of a {size[1]} x {size[0]} photo")
+        crop = warp_image(image, image_to_crop(box_image, crop_size), crop_size)
+        return PreparedPhoto(crop, size, box_image, intrinsics)
+
+    @torch.inference_mode()
+    def predict(
+        self, photos: Sequence[PreparedPhoto], hand: str = "both", min_confidence: float = 0.0
+    ) -> list[PhotoHands]:
+        """Run the network on a batch.
+
+        Args:
+            photos: from `prepare`.
+            hand: "both" (as published: two hands always), "right", "left", or "auto": the less sure one is left out
+                where both boxes are on the same hand.
+            min_confidence: hands below it are left out.
+
+        Raises:
+            UserError: the device has too little memory for the batch.
+            ValueError: no such `hand`.
+        """
+        if hand not in HAND_MODES:
+            raise ValueError(f"hand must be one of {', '.join(HAND_MODES)}, not {hand!r}")
+        crops = torch.from_numpy(np.stack([photo.crop for photo in photos]))
+        try:
+            prediction = self.network(crops.to(self.device).permute(0, 3, 1, 2).float() / 255)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"{self.device} has too little memory for {len(photos)} photos; lower --batch_size"
+            ) from None
+        arrays, crop_results = _to_numpy(prediction), _to_numpy(to_crop(prediction, self.config.frames))
+        return [
+            self._assemble(photo, _pick(arrays, n), _pick(crop_results, n), hand, min_confidence)
+            for n, photo in enumerate(photos)
+        ]
+
+    def __call__(
+        self,
+        image: str | Path | np.ndarray,
+        box_xywh: Sequence[float] | None = None,
+        intrinsics: Camera | None = None,
+        hand: str = "both",
+        min_confidence: float = 0.0,
+    ) -> PhotoHands:
+        """One photo, by path or as (H, W, 3) uint8 RGB; the rest as in `prepare` and `predict`."""
+        array = image if isinstance(image, np.ndarray) else load_image(Path(image))
+        return self.predict([self.prepare(array, box_xywh, intrinsics)], hand, min_confidence)[0]
+
+    def _assemble(
+        self,
+        photo: PreparedPhoto,
+        prediction: Prediction,
+        result: CropResult,
+        hand: str,
+        min_confidence: float,
+    ) -> PhotoHands:
+        """One photo's arrays, in `crop`, `body` and `rel`, -> what is reported, in `image` and `cam`."""
+        frames = self.config.frames
+        crop_to_image = invert_affine_np(image_to_crop(photo.body_box_image, frames.crop))
+        body_to_crop = np.array([frames.crop[1] / frames.body[1], frames.crop[0] / frames.body[0]])
+
+        def to_image(points_crop: np.ndarray) -> np.ndarray:
+            return (points_crop @ crop_to_image[:, :2].T + crop_to_image[:, 2]).astype(np.float32)
+
+        boxes_image = to_image(result.boxes_body.reshape(2, 2, 2) * body_to_crop).reshape(2, 4)
+        box_iou = float(iou(*result.boxes_body))
+        dropped = _choose(hand, min_confidence, prediction.box_scores, box_iou)
+        kept = [index for index in (RIGHT, LEFT) if SIDES[index] not in dropped]
+        pair = len(kept) == 2 and box_iou > 0
+
+        placed = self._place_virtual(photo, prediction, result, kept, pair)
+        metric = None
+        if photo.intrinsics is not None:
+            joints_proj_image = to_image(result.joints_proj_crop)
+            metric = _place_metric(prediction, joints_proj_image, kept, pair, photo.intrinsics)
+
+        def report(index: int) -> Hand:
+            transl, camera = (metric or placed)[index]
+            return Hand(
+                side=SIDES[index],
+                confidence=float(prediction.box_scores[index]),
+                box_image=boxes_image[index],
+                joints_image=to_image(result.joints_crop[index, :, :2]),
+                joints_depth_rel=bin_to_depth(result.joints_crop[index, :, 2], frames.hand_bins, frames.depth_range),
+                vertices_cam=prediction.vertices_rel[index] + transl.astype(np.float32),
+                joints_cam=prediction.joints_rel[index] + transl.astype(np.float32),
+                camera=camera,
+                global_orient=prediction.mano.global_orient[index],
+                hand_pose=prediction.mano.hand_pose[index],
+                betas=prediction.mano.betas[index],
+            )
+
+        hands = {SIDES[index]: report(index) for index in kept}
+        return PhotoHands(
+            image_size=photo.image_size,
+            body_box_image=photo.body_box_image,
+            right=hands.get("right"),
+            left=hands.get("left"),
+            dropped=dropped,
+            confidences=prediction.box_scores,
+            boxes_image=boxes_image,
+            box_iou=box_iou,
+            pair=pair,
+            rel_transl=prediction.rel_transl,
+            metric=metric is not None,
+        )
+
+    def _place_virtual(
+        self, photo: PreparedPhoto, prediction: Prediction, result: CropResult, kept: list[int], pair: bool
+    ) -> dict[int, tuple[np.ndarray, Camera]]:
+        """Hand -> its wrist (3,) m and its virtual camera in `image`, as published: a pair stands at the right hand's
+        wrist, in one camera; else each hand at its own, in its own."""
+        crop_height, crop_width = self.config.frames.crop
+        x0, y0, width, height = photo.body_box_image
+        scale = np.array([width / crop_width, height / crop_height])
+
+        def camera(focal_crop: np.ndarray, princpt_crop: np.ndarray) -> Camera:
+            return Camera(focal_crop * scale, princpt_crop * scale + (x0, y0), orthographic=True)
+
+        if pair:
+            shared = camera(result.pair_focal_crop, result.pair_princpt_crop)
+            return {index: (result.pair_transl[index], shared) for index in kept}
+        return {
+            index: (
+                prediction.root_transl[index],
+                camera(result.hand_focal_crop[index], result.hand_princpt_crop[index]),
+            )
+            for index in kept
+        }
+
+
+def _place_metric(
+    prediction: Prediction, joints_proj_image: np.ndarray, kept: list[int], pair: bool, intrinsics: Camera
+) -> dict[int, tuple[np.ndarray, Camera]] | None:
+    """Hand -> its wrist (3,) m before the real camera, or None where a hand finds no place in front of it."""
+    offsets = {RIGHT: np.zeros(3), LEFT: prediction.rel_transl}
+    groups = [kept] if pair else [[index] for index in kept]
+    placed = {}
+    for group in groups:
+        origin = {index: offsets[index] if pair else np.zeros(3) for index in group}
+        points_rel = np.concatenate([prediction.joints_rel[index] + origin[index] for index in group])
+        points_image = np.concatenate([joints_proj_image[index] for index in group])
+        transl = place_before_camera(points_rel, points_image, intrinsics.focal, intrinsics.princpt)
+        if transl is None:
+            return None
+        placed |= {index: (transl + origin[index], intrinsics) for index in group}
+    return placed
+
+
+def _choose(hand: str, min_confidence: float, confidences: np.ndarray, box_iou: float) -> dict[str, str]:
+    """Which hands are left out: side -> reason."""
+    dropped = {}
+    for index, side in enumerate(SIDES):
+        if hand in SIDES and hand != side:
+            dropped[side] = f"only the {hand} hand was asked for"
+        elif confidences[index] < min_confidence:
+            dropped[side] = f"confidence {confidences[index]:.3f} is below {min_confidence:g}"
+    if hand == "auto" and not dropped and box_iou > SAME_HAND_IOU:
+        index = int(np.argmin(confidences))
+        dropped[SIDES[index]] = (
+            f"both boxes are on one hand (overlap {box_iou:.2f}), the {SIDES[1 - index]} is the surer one"
+        )
+    return dropped
+
+
+def _to_numpy(values: torch.Tensor | tuple) -> np.ndarray | tuple:
+    """A (nested) named tuple of tensors -> the same of arrays."""
+    if isinstance(values, torch.Tensor):
+        return values.cpu().numpy()
+    return type(values)(*map(_to_numpy, values))
+
+
+def _pick(values: np.ndarray | tuple, index: int) -> np.ndarray | tuple:
+    """A (nested) named tuple of batched arrays -> one sample's."""
+    if isinstance(values, np.ndarray):
+        return values[index]
+    return type(values)(*(_pick(value, index) for value in values))

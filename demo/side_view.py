@@ -1,0 +1,39 @@
+"""The meshes from another side: what a photo cannot show, and where a wrong depth is seen at once."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from common.drawing.raster import HandMesh
+from common.drawing.render import render_hands
+
+ANGLE = 70.0  # degrees: nearly from the side, and still to be seen which hand is which
+PAPER = (252, 226)  # grey at the top and at the bottom
+
+
+def draw_side_view(
+    image_size: tuple[int, int], hands: Sequence[HandMesh], together: bool, renderer: str = "auto"
+) -> np.ndarray:
+    """Draw hands turned about the vertical through their middle, at the place where they are in the photo.
+
+    Args:
+        image_size: (h, w) px, of the photo.
+        together: the hands stand in one space and turn about their common middle; else each about its own.
+        renderer: see `render_hands`.
+
+    Returns:
+        (h, w, 3) uint8 RGB.
+    """
+    paper = np.linspace(*PAPER, image_size[0]).astype(np.uint8)[:, None, None]
+    groups = [list(hands)] if together else [[hand] for hand in hands]
+    turned = [hand for group in groups if group for hand in turn(group, ANGLE)]
+    return render_hands(np.tile(paper, (1, image_size[1], 3)), turned, renderer)
+
+
+def turn(hands: Sequence[HandMesh], degrees: float) -> list[HandMesh]:
+    """Hands turned about the vertical through their common middle, from the right-hand end towards the viewer."""
+    middle = np.concatenate([hand.vertices_cam for hand in hands]).mean(0)
+    angle = np.deg2rad(degrees)
+    rotation = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
+    return [replace(hand, vertices_cam=(hand.vertices_cam - middle) @ rotation.T + middle) for hand in hands]

@@ -1,0 +1,1 @@
+"""Tools that break inputs and processes on purpose."""

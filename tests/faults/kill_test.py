@@ -1,0 +1,250 @@
+"""Prove that a training which is killed and continued ends as if nothing had happened.
+
+    python tests/faults/kill_test.py --out /tmp/kill
+    python tests/faults/kill_test.py --out /tmp/kill --kills 5 --processes 2 --workers 2
+
+Makes a little toy data and the stand-in hand, and trains a small network on the CPU: once undisturbed, and once in
+each of these ways, continued after each blow with --continue:
+
+    kill     SIGKILL, at random moments: while starting, in a step, and in the middle of writing a checkpoint
+    stop     SIGTERM at random moments; each time the training must save and end well
+    full     no room for a checkpoint (a limit on the size of files): exit code 2, the older ones must stay
+    child    with --processes 2: SIGKILL for one of the two at random moments; the other must end with it, exit code 2
+
+After each of them nothing that the training started may be left running. Then losses and all tensors of all snapshots
+must be equal, bit for bit. Exit code: 0 if they are, 1 if not.
+"""
+
+import argparse
+import hashlib
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from common.errors import UserError, run_main  # noqa: E402
+
+LONGEST_RUN = 900  # seconds
+SMALL_FILES = 32 << 20  # bytes: room for logs, not for a checkpoint
+ALL_WAYS = ("kill", "stop", "full", "child")
+FAREWELL = 60.0  # seconds after which nothing may be left of a training that was killed
+
+
+def main() -> int:
+    args = parse_args()
+    prepare(args.out)
+    print("undisturbed ...", flush=True)
+    wanted = args.out / "undisturbed"
+    begun = time.monotonic()
+    check(finish(start(args, wanted)), 0, "the undisturbed training")
+    print(f"undisturbed: {time.monotonic() - begun:.0f} s", flush=True)
+    ways = {"kill": kill_often, "stop": stop_often, "full": fill_disk, "child": kill_children}
+    different = []
+    for way in args.ways:
+        ways[way](args, args.out / way)
+        check(finish(start(args, args.out / way)), 0, "the last continuation")
+        differences = compare(wanted, args.out / way)
+        print(f"{way}: {'; '.join(differences) or 'the same bits as undisturbed'}", flush=True)
+        different += differences
+    return 1 if different else 0
+
+
+def prepare(out: Path) -> None:
+    """Toy data and hand models."""
+    from common.utils.files import make_folder
+    from tool.toy.standin_hand import write_standin
+
+    for name in ("undisturbed", *ALL_WAYS):
+        if (out / name).exists():
+            raise UserError(f"{out / name} exists; name another folder with --out")
+    make_folder(out / "mano")
+    write_standin(out / "mano")
+    command = [sys.executable, ROOT / "tool" / "make_toy_data.py", "--out", out / "data", "--mano", out / "mano"]
+    command += ["--sets", "InterHand26M,MSCOCO", "--train", "12", "--test", "1", "--scale", "0.3"]
+    subprocess.run(list(map(str, command)), check=True, stderr=subprocess.DEVNULL)
+
+
+def start(args: argparse.Namespace, output: Path, file_limit: int | None = None) -> subprocess.Popen:
+    """Start, or continue, a training, in a process group of its own."""
+    output.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, ROOT / "main" / "train.py", "--continue", "--gpu", "cpu", "--preset", "small"]
+    command += ["--init", "random", "--data", args.out / "data", "--mano", args.out / "mano", "--output", output]
+    command += ["--trainset_3d", "InterHand26M", "--end_epoch", args.epochs, "--save_every", "1"]
+    command += ["--visualize_every", "0", "--train_batch_size", 4 // args.processes]
+    command += ["--processes", args.processes, "--workers", args.workers]
+    limit = None if file_limit is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    with open(output / "messages.txt", "ab") as messages:
+        return subprocess.Popen(
+            list(map(str, command)), stderr=messages, stdout=messages, start_new_session=True, preexec_fn=limit
+        )
+
+
+def finish(process: subprocess.Popen) -> int:
+    """Wait; the exit code."""
+    try:
+        return process.wait(LONGEST_RUN)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise UserError(f"a training took more than {LONGEST_RUN} s") from None
+
+
+def check(code: int, expected: int, what: str) -> None:
+    if code != expected:
+        raise UserError(f"{what} ended with exit code {code}, not {expected}; see messages.txt in its folder")
+
+
+def strike(
+    args: argparse.Namespace, output: Path, number: int, rng: random.Random, moment: str, child: bool = False
+) -> int | None:
+    """Start a training, send it a signal at a random moment; its exit code, None if it had ended before.
+
+    Args:
+        child: the signal goes to one of the processes that share the training.
+    """
+    process = start(args, output)
+    if moment != "starting":
+        wait_until(process, signs(output)[moment])
+    deadline = time.monotonic() + rng.uniform(0, {"starting": 6.0, "step": 3.0, "saving": 0.4}[moment])
+    while time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    if process.poll() is not None:
+        return None
+    # Only it, or one of its children: of the others nothing is heard, and they must not stand in the way.
+    os.kill(rng.choice(children(process.pid)) if child else process.pid, number)
+    code = finish(process)
+    nothing_left(process.pid)
+    return code
+
+
+def children(pid: int) -> list[int]:
+    """The processes that share a training."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()] or [pid]
+
+
+def nothing_left(group: int) -> None:
+    """Raises UserError if processes of a group live on."""
+    deadline = time.monotonic() + FAREWELL
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.02)
+    raise UserError(f"{FAREWELL:.0f} s after a training has ended, processes that it started live on (group {group})")
+
+
+def signs(output: Path) -> dict[str, Callable[[], bool]]:
+    """How to see from outside where a training is."""
+    losses, dump = output / "log" / "losses.jsonl", output / "model_dump"
+    before = losses.stat().st_mtime_ns if losses.exists() else 0
+    return {
+        "step": lambda: losses.exists() and losses.stat().st_mtime_ns != before,
+        "saving": lambda: any(dump.glob(".*.tmp")) and losses.stat().st_mtime_ns != before,
+    }
+
+
+def wait_until(process: subprocess.Popen, sign: Callable[[], bool]) -> None:
+    while process.poll() is None and not sign():
+        time.sleep(0.005)
+
+
+def kill_often(args: argparse.Namespace, output: Path) -> None:
+    rng, struck = random.Random(args.seed), {"starting": 0, "step": 0, "saving": 0}
+    left_behind = 0
+    for _ in range(args.kills):
+        moment = rng.choice(["starting", "step", "saving", "saving"])
+        if strike(args, output, signal.SIGKILL, rng, moment) is None:
+            break
+        struck[moment] += 1
+        left_behind += any((output / "model_dump").glob(".*.tmp"))
+    print(f"kill: killed {sum(struck.values())} times {struck}, {left_behind} of them within a save", flush=True)
+
+
+def stop_often(args: argparse.Namespace, output: Path) -> None:
+    rng, stopped = random.Random(args.seed), 0
+    for _ in range(max(1, args.kills // 4)):
+        code = strike(args, output, signal.SIGTERM, rng, "step")
+        if code is None:
+            break
+        check(code, 0, "a training stopped by SIGTERM")
+        stopped += 1
+    print(f"stop: stopped {stopped} times", flush=True)
+
+
+def kill_children(args: argparse.Namespace, output: Path) -> None:
+    rng, killed = random.Random(args.seed), 0
+    for _ in range(max(1, args.kills // 2)):
+        code = strike(args, output, signal.SIGKILL, rng, rng.choice(["step", "saving"]), child=True)
+        if code is None:
+            break
+        check(code, 2, "a training of which one process was killed")
+        killed += 1
+    message = (output / "messages.txt").read_text().strip().splitlines()[-1]
+    print(f"child: one of two processes killed {killed} times; exit code 2, and it says:\n    {message}", flush=True)
+
+
+def fill_disk(args: argparse.Namespace, output: Path) -> None:
+    strike(args, output, signal.SIGTERM, random.Random(args.seed), "step")
+    before = hashes(output)
+    code = finish(start(args, output, SMALL_FILES))
+    check(code, 2, "a training without room for a checkpoint")
+    if hashes(output) != before or not before:
+        raise UserError(f"without room, the checkpoints in {output} were not left as they were")
+    message = (output / "messages.txt").read_text().strip().splitlines()[-1]
+    print(f"full: exit code 2, {len(before)} older checkpoints stay, and it says:\n    {message}", flush=True)
+
+
+def hashes(output: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(output.glob("model_dump/*"))}
+
+
+def compare(wanted: Path, found: Path) -> list[str]:
+    """What differs between two trainings: losses, and tensors of the snapshots."""
+    import torch
+
+    differences = []
+    losses = [folder / "log" / "losses.jsonl" for folder in (wanted, found)]
+    if losses[0].read_bytes() != losses[1].read_bytes():
+        differences.append("losses differ")
+    names = [sorted(path.name for path in folder.glob("model_dump/snapshot_*.pth")) for folder in (wanted, found)]
+    if names[0] != names[1] or not names[0]:
+        differences.append(f"snapshots are {names[1]}, not {names[0]}")
+    for name in set(names[0]) & set(names[1]):
+        a, b = (torch.load(folder / "model_dump" / name, weights_only=True, mmap=True) for folder in (wanted, found))
+        states = [{(i, key): x for i, of in c["optimizer"]["state"].items() for key, x in of.items()} for c in (a, b)]
+        for part, (x, y) in {"network": (a["network"], b["network"]), "optimizer": states}.items():
+            unequal = [key for key in x if key not in y or not torch.equal(x[key], y[key])]
+            if unequal or len(x) != len(y):
+                differences.append(f"{name}: {len(unequal)} of {len(x)} tensors of the {part} differ")
+    return differences
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="a new folder; needs about 6 GB")
+    parser.add_argument("--kills", type=int, default=20, help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=6, help="of 6 steps (default: %(default)s)")
+    parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="of each training (default: 1)")
+    parser.add_argument("--workers", type=int, default=0, help="loader workers of each process (default: 0)")
+    parser.add_argument("--ways", help="comma-separated (default: all that there are)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments (default: 0)")
+    args = parser.parse_args()
+    possible = ALL_WAYS if args.processes > 1 else ALL_WAYS[:-1]
+    args.ways = args.ways.split(",") if args.ways else possible
+    for way in args.ways:
+        if way not in possible:
+            parser.error(f"--ways: there is no {way!r}; there are: {', '.join(possible)}")
+    return args
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,233 @@
+"""The datasets part of `tool/parity.py`: every sample of the recorded data sets under the recorded names."""
+
+import re
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from torch.utils.data import default_collate
+from tqdm import tqdm
+
+from common.devices import parse_devices
+from common.errors import UserError
+from common.nets.mano import TwoHandMano
+from common.nets.mano_files import read_hand_models
+from common.targets import build_images, build_targets, complete_truth
+from common.types import Annotation
+from common.utils.augment import Augmentation
+from common.utils.boxes import body_box
+from common.utils.files import make_folder, write_json
+from common.utils.joints import INTERHAND_JOINTS, JOINTS
+from common.utils.rotations import axis_angle_to_matrix
+from data.dataset import HandDataset, open_dataset, to_device
+from data.reading import read_json, vector
+from main.config import Config
+from tool.published.forward import Report, load_npz
+from tool.published.official import official_eval_sample, official_sample
+
+# Absolute tolerances by the end of a field's name: heat-map cells, metres, radians, [0, 1].
+TOLERANCE = {
+    "joint_img": 2e-3, "mano_joint_img": 2e-3, "joint_cam": 2e-5, "mano_mesh_cam": 2e-5, "rel_trans": 2e-5,
+    "mano_pose": 2e-4, "mano_shape": 1e-6, "bbox_center": 2e-3, "bbox_size": 2e-3, "bbox": 2e-3,
+    "bb2img_trans": 2e-3, "img_grid": 4e-3, "img_mean": 5e-4, "img_std": 5e-4,
+}  # fmt: skip
+OTHER_TOLERANCE = 1e-6  # flags
+MM_TOLERANCE = 2e-2  # datalist/joint_cam is in mm
+RELATIVE = 1e-5
+BORDER = 5e-3  # an in/out test whose point is this near to the border may go either way
+
+
+class RecordedAugmentation(msgspec.Struct):
+    scale: float
+    rot: float
+    color_scale: vector(3)
+    do_flip: bool
+
+
+class RecordedSet(msgspec.Struct):
+    len: int
+    ids: list[int | list[str | int | None]]
+    img_path: list[str] = []
+
+
+class Index(msgspec.Struct):
+    """Of index.json: what is recorded."""
+
+    augs: dict[str, RecordedAugmentation]
+    sets: dict[str, RecordedSet]
+
+
+def run(args: Namespace) -> list[Report]:
+    """Make every sample, write `datasets/{set}.npz` and `datasets/index.json`, compare. `args` of `tool/parity.py`."""
+    device = parse_devices(args.gpu)[0]
+    index = read_json(args.golden / "datasets" / "index.json", Index)
+    mano = TwoHandMano(*read_hand_models(args.mano)).to(device)
+    augmentations = {
+        name: Augmentation(aug.scale, aug.rot, tuple(aug.color_scale), aug.do_flip) for name, aug in index.augs.items()
+    }
+    folder = args.out / "datasets"
+    make_folder(folder)
+    reports, written = [], {}
+    # Neither the recorded figures nor the results are a place for caches.
+    with TemporaryDirectory() as temporary:
+        cache = Path(temporary)
+        for name, recorded in tqdm(index.sets.items(), desc="data sets", leave=False):
+            dataset = open_recorded(name, args.golden / "data", cache)
+            order = list(map(plain_id, recorded.ids))
+            ids = [plain_id(dataset.source.id(i)) for i in range(len(dataset))]
+            # Where the published order is that of the file system only the ids themselves are compared.
+            same = sorted(ids, key=repr) == sorted(order, key=repr) if "ReInterHand" in name else ids == order
+            reports.append(Report(f"{name}: length and ids", float(not same), float(not same), 0.0, not same))
+            written[name] = {"len": len(dataset), "ids": order if same else ids}
+            indices = [ids.index(id) for id in order if id in ids]
+            paths = [dataset.source.annotation(i).image_path for i in indices]
+            written[name]["img_path"] = [path.relative_to(args.golden / "data").as_posix() for path in paths]
+            if recorded.img_path:
+                other = written[name]["img_path"] != recorded.img_path
+                reports.append(Report(f"{name}: image paths", float(other), float(other), 0.0, other))
+            values = make_set(dataset, indices, augmentations, mano, device)
+            np.savez(folder / f"{name}.npz", **values)
+            reports += compare(name, load_npz(args.golden / "datasets" / f"{name}.npz"), values)
+    write_json(folder / "index.json", {"augs": msgspec.to_builtins(index.augs), "sets": written})
+    return reports
+
+
+def plain_id(id: Any) -> Any:
+    """As it compares: a list or tuple is a tuple."""
+    return tuple(id) if isinstance(id, list | tuple) else id
+
+
+def open_recorded(name: str, data_folder: Path, cache: Path) -> HandDataset:
+    """A data set by its recorded name, {set}[_{Mugsy|Ego}_{frame|segment}]_{train|test}."""
+    match = re.fullmatch(r"([A-Za-z0-9]+)(?:_(Mugsy|Ego)_(frame|segment))?_(train|test)", name)
+    if not match:
+        raise UserError(f"the recorded figures name a data set {name!r}, which is none of ours")
+    config = Config()
+    if match[2]:
+        config = replace(config, cam_mode=f"{match[2]}_cameras", envmap_mode=f"envmap_per_{match[3]}")
+    return open_dataset(match[1], match[4], config, data_folder, cache)
+
+
+def make_set(
+    dataset: HandDataset,
+    indices: list[int],
+    augmentations: dict[str, Augmentation],
+    mano: TwoHandMano,
+    device: torch.device,
+) -> dict[str, np.ndarray]:
+    """All samples under all augmentations, by recorded names; a test split knows only `identity`."""
+    source, frames = dataset.source, dataset.frames
+    values = {f"datalist/{key}": value for key, value in datalist(dataset, indices).items()}
+    if source.split == "test":
+        batch = to_device(default_collate([dataset[i] for i in indices]), device)
+        sample = batch.sample
+        view = official_eval_sample(
+            source.name,
+            sample,
+            build_images(sample),
+            build_targets(sample, mano, frames),
+            complete_truth(batch, mano),
+            frames,
+        )
+        return values | named("identity", view)
+    for name, augmentation in augmentations.items():
+        sample = to_device(default_collate([dataset.sample(i, augmentation) for i in indices]), device)
+        view = official_sample(sample, build_images(sample), build_targets(sample, mano, frames), frames)
+        values |= named(name, view)
+    return values
+
+
+def named(augmentation: str, view: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Of the images a grid and the statistics of each channel are recorded."""
+    view = dict(view)
+    images = view.pop("inputs")["img"]
+    statistics = images.astype(np.float64)
+    values = {
+        "inputs/img_grid": images[:, :, 16::32, 16::32],
+        "inputs/img_mean": statistics.mean((2, 3)),
+        "inputs/img_std": statistics.std((2, 3)),
+    }
+    values |= {f"{group}/{key}": value for group, fields in view.items() for key, value in fields.items()}
+    return {f"{augmentation}/{key}": value for key, value in values.items()}
+
+
+def datalist(dataset: HandDataset, indices: list[int]) -> dict[str, np.ndarray]:
+    """What the published data sets keep of an annotation: px, mm, the files' order of joints; NaN for a missing box."""
+    source = dataset.source
+    annotations = [source.annotation(i) for i in indices]
+    boxes = np.array([hand_boxes(annotation) for annotation in annotations])
+    values = {"body_bbox": np.array([enlarged_body_box(annotation, dataset) for annotation in annotations])}
+    if source.name in ("InterHand26M", "MSCOCO"):
+        values |= {"rhand_bbox": boxes[:, 0], "lhand_bbox": boxes[:, 1]}
+        values["joint_img"] = in_file_order([a.joints_image for a in annotations], source.name)
+        values["joint_valid"] = in_file_order([a.joints_valid[..., None] for a in annotations], source.name)
+    if source.name == "InterHand26M":
+        values["joint_cam"] = 1000 * in_file_order([a.joints_cam for a in annotations], source.name)
+        values["joint_trunc"] = in_file_order([a.joints_scored[..., None] for a in annotations], source.name)
+    return {key: value.astype(np.float32) for key, value in values.items()}
+
+
+def hand_boxes(annotation: Annotation) -> np.ndarray:
+    if annotation.boxes_image is None:
+        return np.full((2, 4), np.nan)
+    return np.where(annotation.boxes_valid[:, None], annotation.boxes_image, np.nan)
+
+
+def enlarged_body_box(annotation: Annotation, dataset: HandDataset) -> np.ndarray:
+    height, width = annotation.image_size
+    box = np.array([0, 0, width, height]) if annotation.body_box_image is None else annotation.body_box_image
+    return body_box(box, annotation.image_size, dataset.frames.crop, dataset.box_extension)
+
+
+def in_file_order(hands: list[np.ndarray], name: str) -> np.ndarray:
+    """N x (2, 21, C) in our order -> (N, 42, C) in the order of the data set's files."""
+    joints = np.array(hands)
+    if name == "InterHand26M":
+        return joints[:, :, [JOINTS.index(joint) for joint in INTERHAND_JOINTS]].reshape(len(joints), 42, -1)
+    return joints[:, ::-1].reshape(len(joints), 42, -1)  # MSCOCO: left hand first
+
+
+def compare(name: str, recorded: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> list[Report]:
+    """One line a field, the worst over all augmentations."""
+    reports: dict[str, Report] = {}
+    for key, expected in recorded.items():
+        result = ours.get(key)
+        if result is None:
+            if key.startswith("datalist/"):
+                continue
+            raise UserError(f"{name}: {key} is recorded, ours has no such field")
+        if result.shape != expected.shape:
+            raise UserError(f"{name}: {key} is recorded as {expected.shape}, ours is {result.shape}")
+        report = compare_field(key, expected.astype(np.float64), result.astype(np.float64), recorded)
+        field = key.split("/", 1)[1] if not key.startswith("datalist/") else key
+        report = report._replace(name=f"{name}/{field}")
+        if field not in reports or report.outside or (report.error > reports[field].error):
+            reports[field] = report
+    return list(reports.values())
+
+
+def compare_field(key: str, expected: np.ndarray, result: np.ndarray, recorded: dict[str, np.ndarray]) -> Report:
+    last = key.rsplit("/", 1)[-1].removeprefix("lhand_").removeprefix("rhand_")
+    tolerance = MM_TOLERANCE if key == "datalist/joint_cam" else TOLERANCE.get(last, OTHER_TOLERANCE)
+    if last.endswith("_trunc") and "meta_info/" in key:
+        points = recorded[key.replace("meta_info/", "targets/").replace("trunc", "img")]
+        limits = np.array([48, 64, 8.0])
+        border = (np.minimum(np.abs(points), np.abs(points - limits)) < BORDER).any(-1, keepdims=True)
+        expected, result = np.where(border, 0, expected), np.where(border, 0, result)
+        tolerance = 0.0
+    if last == "mano_pose":  # the two vectors of a half turn are one rotation
+        expected, result = (
+            axis_angle_to_matrix(torch.from_numpy(x).unflatten(-1, (-1, 3))).numpy() for x in (expected, result)
+        )
+    # NaN stands for "none"; a NaN of one alone makes the error infinite.
+    difference = np.where(np.isnan(expected) & np.isnan(result), 0, np.abs(expected - result))
+    difference = np.where(np.isnan(difference), np.inf, difference)
+    magnitude = np.abs(np.nan_to_num(expected))
+    error = float(difference.max(initial=0))
+    outside = bool((difference - RELATIVE * magnitude > tolerance).any())
+    return Report(key, error, error / max(float(magnitude.max(initial=0)), 1e-30), tolerance, outside)

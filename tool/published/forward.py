@@ -1,0 +1,217 @@
+"""The forward part of `tool/parity.py`: the network's outputs and intermediates under the recorded names."""
+
+import json
+from argparse import Namespace
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.checkpoint import load_network, read_checkpoint
+from common.devices import parse_devices
+from common.errors import UserError
+from common.nets.mano import TwoHandMano
+from common.nets.mano_files import read_hand_models
+from common.nets.trans_net import PEAK, gaussian
+from common.postprocess import to_crop
+from common.types import Prediction
+from common.utils.boxes import restore_box
+from common.utils.frames import Frames
+from common.utils.rotations import axis_angle_to_matrix
+from main.config import Config
+from main.model import InterWild, build_model
+
+
+class Report(NamedTuple):
+    """One line of the result: the worst absolute error, the same over the largest recorded value, what is allowed."""
+
+    name: str
+    error: float
+    relative: float
+    tolerance: float
+    outside: bool
+
+
+def run(args: Namespace) -> list[Report]:
+    """Run the network on the inputs, write `forward_test.npz`, compare. `args` are those of `tool/parity.py`."""
+    device = parse_devices(args.gpu)[0]
+    images = load_npz(args.inputs)
+    if "images" not in images:
+        raise UserError(f"{args.inputs} has no array `images`")
+    model = build_model(Config(), TwoHandMano(*read_hand_models(args.mano)))
+    passed_over = load_network(model, read_checkpoint(args.snapshot)["network"], args.snapshot)
+    print(
+        f"all {len(model.state_dict())} tensors of the network loaded; passed over: {', '.join(passed_over) or 'none'}"
+    )
+
+    model.to(device).eval()
+    tensor = torch.from_numpy(images["images"]).float().to(device)
+    dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[args.amp]
+    # cuDNN's default for float32 convolutions, TF32, keeps 10 bits of the mantissa: not what is compared here.
+    with (
+        torch.inference_mode(),
+        torch.backends.cudnn.flags(allow_tf32=False),
+        torch.autocast(device.type, dtype) if dtype else nullcontext(),
+    ):
+        outputs, intermediates = forward(model, tensor)
+    args.out.mkdir(parents=True, exist_ok=True)
+    np.savez(args.out / "forward_test.npz", **outputs)
+
+    tolerance_file = args.golden / "tolerance.json"
+    spreads = json.loads(tolerance_file.read_text())["forward"] if tolerance_file.exists() else {}
+    reports = compare(load_npz(args.golden / "forward_test.npz"), outputs, spreads)
+    if (args.golden / "forward_mid.npz").exists():
+        reports += [
+            report._replace(name=f"mid/{report.name}")
+            for report in compare(load_npz(args.golden / "forward_mid.npz"), intermediates, {})
+        ]
+    return reports
+
+
+def load_npz(path: Path) -> dict[str, np.ndarray]:
+    """Read a .npz of plain arrays.
+
+    Raises:
+        UserError: missing, or not such a file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+
+
+def compare(
+    recorded: dict[str, np.ndarray], ours: dict[str, np.ndarray], spreads: dict[str, dict[str, dict[str, float]]]
+) -> list[Report]:
+    """Compare arrays of the same names.
+
+    Args:
+        spreads: run -> name -> {max_abs}: how far the published system is from itself. Ten times that is allowed, and
+            1e-5 of the largest value; where no spread is known 1e-4 of it. Rotations are compared as matrices.
+    """
+    reports = []
+    for name, expected in recorded.items():
+        result = ours.get(name)
+        if result is None or result.shape != expected.shape:
+            shape = "missing" if result is None else result.shape
+            raise UserError(f"{name}: recorded as {expected.shape}, ours is {shape}")
+        if name.endswith(("root_pose", "hand_pose")):
+            expected, result = (
+                axis_angle_to_matrix(torch.from_numpy(x).double().unflatten(-1, (-1, 3))).numpy()
+                for x in (expected, result)
+            )
+        scale = float(np.abs(expected).max())
+        # NaN where the recording has none must not pass, so the comparison is the other way round below.
+        error = float(np.abs(expected.astype(np.float64) - result).max())
+        known = [run[name]["max_abs"] for run in spreads.values() if name in run]
+        tolerance = max(10 * max(known), 1e-5 * scale) if known else 1e-4 * scale
+        reports.append(Report(name, error, error / max(scale, 1e-30), tolerance, not error <= tolerance))
+    return reports
+
+
+def forward(model: InterWild, images: Tensor) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(N, 3, H, W) -> outputs and intermediates by their recorded names."""
+    captured: dict[str, object] = {}
+    hooks = [
+        module.register_forward_hook(lambda _, inputs, output, name=name: captured.update({name: (inputs, output)}))
+        for name, module in _watched(model).items()
+    ]
+    try:
+        prediction = model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return _official_outputs(prediction, model.frames), _intermediates(model, prediction, captured)
+
+
+def _watched(model: InterWild) -> dict[str, nn.Module]:
+    return {
+        "body": model.body_backbone,
+        "hand": model.hand_roi_net.backbone,
+        "position": model.hand_position_net,
+        "rotation": model.hand_rotation_net,
+        "root_6d": model.hand_rotation_net.root_pose_out,
+        "pose_6d": model.hand_rotation_net.pose_out,
+        "camera": model.hand_rotation_net.cam_out,
+        "trans_relu": model.hand_trans_net.conv[2],
+        "trans_layer4": model.hand_trans_net.backbone.layer4,
+    }
+
+
+def _official_outputs(prediction: Prediction, frames: Frames) -> dict[str, np.ndarray]:
+    crop = to_crop(prediction, frames)
+    outputs = {"rel_trans": prediction.rel_transl, "render_focal": crop.pair_focal_crop}
+    outputs["render_princpt"] = crop.pair_princpt_crop
+    for index, side in enumerate("rl"):
+        outputs |= {
+            f"{side}hand_bbox": crop.boxes_body[:, index],
+            f"{side}hand_bbox_conf": prediction.box_scores[:, index],
+            f"{side}joint_img": crop.joints_crop[:, index],
+            f"{side}mano_mesh_cam": prediction.vertices_rel[:, index],
+            f"{side}mano_joint_cam": prediction.joints_rel[:, index],
+            f"{side}mano_root_pose": prediction.mano.global_orient[:, index],
+            f"{side}mano_hand_pose": prediction.mano.hand_pose[:, index].flatten(1),
+            f"{side}mano_shape": prediction.mano.betas[:, index],
+            f"{side}root_cam": prediction.root_transl[:, index],
+            f"render_{side}focal": crop.hand_focal_crop[:, index],
+            f"render_{side}princpt": crop.hand_princpt_crop[:, index],
+        }
+    return {name: value.float().cpu().numpy() for name, value in outputs.items()}
+
+
+def _intermediates(model: InterWild, prediction: Prediction, captured: dict[str, tuple]) -> dict[str, np.ndarray]:
+    """Slices as recorded; hands there are all right ones, then all left ones, mirrored."""
+
+    def by_hand(x: Tensor) -> Tensor:
+        return x.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1)
+
+    def mean_std(x: Tensor) -> Tensor:
+        return torch.stack((x.flatten(2).mean(-1), x.flatten(2).std(-1, unbiased=False)), -1)
+
+    frames = model.frames
+    (body_images,), body_features = captured["body"]
+    (hand_images,), hand_features = captured["hand"]
+    global_orient, hand_pose, betas, root_transl = captured["rotation"][1]
+    crop_to_hand = prediction.crop_to_hand.transpose(0, 1).flatten(0, 1).double()
+    full = nn.functional.pad(crop_to_hand, (0, 0, 0, 1))
+    full[:, 2, 2] = 1
+    roi = restore_box(
+        prediction.box_centers_body_hm, prediction.box_sizes_body_hm, frames, 1.0, model.hand_box_extension
+    )
+    joints = model.hand_trans_net.place_joints(prediction.joints_hand_hm, prediction.crop_to_hand).flatten(1, 2)
+    x, y, z = (gaussian(joints[..., axis], 64) for axis in range(3))
+    heatmaps = PEAK * torch.einsum("njz,njy,njx->njzyx", z, y, x).flatten(1, 2)
+    values = {
+        "body_img_grid": body_images[:, :, 8::16, 8::16],
+        "body_feat_mean_std": mean_std(body_features[:, :256]),
+        "body_feat_ch0_32": body_features[:, :32],
+        "orig2hand_trans": crop_to_hand,
+        "hand2orig_trans": torch.linalg.inv(full)[:, :2],
+        "hand_img_grid": by_hand(hand_images)[:, :, 4::8, 4::8],
+        "hand_img_mean_std": mean_std(by_hand(hand_images)),
+        "hand_feat_ch0_32": by_hand(hand_features)[:, :32],
+        "hand_joint_hm": by_hand(captured["position"][1]),
+        "rotnet_root_pose": by_hand(global_orient),
+        "rotnet_hand_pose": by_hand(hand_pose).flatten(1),
+        "rotnet_shape": by_hand(betas),
+        "rotnet_root_trans": by_hand(root_transl),
+        "root_pose_6d": by_hand(captured["root_6d"][1]),
+        "hand_pose_6d": by_hand(captured["pose_6d"][1]),
+        "cam_out": by_hand(captured["camera"][1]),
+        "trans_hm_grid": heatmaps[:, ::37, ::8, ::8],
+        "trans_hm_sum_per_channel": heatmaps.sum((2, 3)),
+        "trans_conv_ch0_8_grid": captured["trans_relu"][1][:, :8, ::4, ::4],
+        "trans_feat_ch0_32": captured["trans_layer4"][1][:, :32],
+    }
+    for index, side in enumerate("rl"):
+        values |= {
+            f"boxnet_{side}hand_center": prediction.box_centers_body_hm[:, index],
+            f"boxnet_{side}hand_size": prediction.box_sizes_body_hm[:, index],
+            f"boxnet_{side}hand_conf": prediction.box_scores[:, index],
+            f"roi_{side}hand_bbox": roi[:, index],
+        }
+    return {name: value.float().cpu().numpy() for name, value in values.items()}

@@ -1,0 +1,413 @@
+"""Scenes of the toy data sets: hands in believable random poses, alone or in contact, and cameras that look at them.
+
+Everything is a pure function of its arguments; what is random comes from the generator that is passed in. Besides the
+frames of `common/utils/frames.py` there is one more, `stage`: metres, the hands around its origin, axes as those of a
+camera in front of the person (x right in the picture, y down, z away from the viewer). A writer takes it for its
+data set's world, or moves the hands to a camera with `move_hands`.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from common.nets.mano import TwoHandMano
+from common.nets.mano_files import HandModel
+from common.types import LEFT, RIGHT, ManoParams
+from common.utils.camera import CaptureCamera, project_capture, world_to_cam
+from common.utils.joints import FINGERS, JOINTS, MANO_JOINTS, WRIST
+from common.utils.rotations import axis_angle_to_matrix, matrix_to_axis_angle
+from tool.toy.standin_hand import flexion_axes
+
+MIRROR_AXIS = np.array([1.0, -1.0, -1.0])  # rotation axes mirror as pseudo-vectors
+
+# Bend of the thumb and of index to pinky (0 straight, 1 as in a fist), how far the long fingers are spread, weight.
+GESTURES: dict[str, tuple[tuple[float, float, float, float, float], float, float]] = {
+    "flat": ((0.1, 0.05, 0.05, 0.05, 0.08), 0.1, 1.5),
+    "spread": ((0.0, 0.0, 0.0, 0.0, 0.0), 1.0, 1.5),
+    "relaxed": ((0.3, 0.25, 0.32, 0.38, 0.42), 0.2, 2.5),
+    "fist": ((0.85, 0.97, 1.0, 1.0, 0.97), 0.0, 1.5),
+    "point": ((0.7, 0.05, 0.85, 0.95, 0.95), 0.0, 1.5),
+    "two": ((0.8, 0.03, 0.03, 0.9, 0.9), 0.7, 1.0),
+    "thumb up": ((-0.1, 0.95, 1.0, 1.0, 0.97), 0.0, 0.8),
+    "horns": ((0.7, 0.05, 0.9, 0.9, 0.05), 0.3, 0.5),
+    "pinch": ((0.55, 0.52, 0.35, 0.25, 0.2), 0.2, 1.2),
+    "grip": ((0.4, 0.55, 0.6, 0.62, 0.65), 0.2, 1.5),
+    "three": ((0.8, 0.05, 0.05, 0.08, 0.9), 0.5, 0.7),
+}
+# Degrees at bend 1 of joints 1 to 3.
+FINGER_BEND, THUMB_BEND = (78.0, 98.0, 62.0), (28.0, 42.0, 58.0)
+SPREAD_DEGREES = {"Index": 11.0, "Middle": 2.0, "Ring": -7.0, "Pinky": -15.0}
+
+# How two hands lie to each other, and how often.
+LAYOUTS = {"near": 0.3, "palms": 0.17, "over": 0.3, "touch": 0.23}
+
+# Balls that fill a hand, on the bones of `JOINTS`: (from, to, at which parts of the way).
+_BALL_BONES = (
+    *((f"{finger}_{k}", f"{finger}_{k + 1}", (0.0, 0.5)) for finger in FINGERS for k in (1, 2)),
+    *((f"{finger}_3", f"{finger}_4", (0.0, 0.4, 0.75)) for finger in FINGERS),
+    *(("Wrist", f"{finger}_1", (0.2, 0.45, 0.7, 0.88)) for finger in FINGERS[1:]),
+    ("Wrist", "Thumb_1", (0.5, 0.8)),
+)
+_FOREARM_BALLS = np.array([0.0, 0.025, 0.05, 0.08, 0.11, 0.14])  # m from the wrist
+_FOREARM_RADIUS = 0.026  # m
+
+
+@dataclass(frozen=True)
+class HandRig:
+    """What the scenes need of a pair of hand models; built once by `build_rig`. Hands are an axis, right 0.
+
+    Attributes:
+        mano: the layer that poses the hands.
+        models: right, left.
+        regressor: (21, 778) of the 21 joints.
+        flexion, splay: (2, 15, 3) unit axes in MANO's joint order. A positive angle about the first bends a finger,
+            about the second moves it sideways, towards the thumb.
+        along: (2, 15, 3) unit directions of the bones.
+        ball_joints: (B, 21) weights that put the balls on the joints.
+        ball_radii: (B,) m.
+    """
+
+    mano: TwoHandMano
+    models: tuple[HandModel, HandModel]
+    regressor: np.ndarray
+    flexion: np.ndarray
+    splay: np.ndarray
+    along: np.ndarray
+    ball_joints: np.ndarray
+    ball_radii: np.ndarray
+
+
+class Hands(NamedTuple):
+    """Two posed hands in some frame; rows of a hand that is not `present` mean nothing."""
+
+    present: np.ndarray  # (2,) bool
+    global_orient: np.ndarray  # (2, 3) axis-angle
+    hand_pose: np.ndarray  # (2, 15, 3) axis-angle without the mean pose
+    betas: np.ndarray  # (2, 10)
+    transl: np.ndarray  # (2, 3) m, added to what the layer gives
+    pivots: np.ndarray  # (2, 3) m, in the hand's own axes: what the global rotation turns about
+    vertices: np.ndarray  # (2, 778, 3) m
+    joints: np.ndarray  # (2, 21, 3) m
+
+
+class View(NamedTuple):
+    """A camera that looks at a scene, world_to_cam included, and the size of its pictures."""
+
+    camera: CaptureCamera
+    size: tuple[int, int]  # (h, w) px
+
+
+def build_rig(models: tuple[HandModel, HandModel]) -> HandRig:
+    """Prepare a pair of hand models (see `common.nets.mano_files.read_hand_models`)."""
+    mano = TwoHandMano(*models)
+    regressor = mano.joint_regressor.numpy().astype(np.float64)
+    rest = models[RIGHT].J_regressor @ models[RIGHT].v_template
+    joints = regressor @ models[RIGHT].v_template
+    bend = flexion_axes("right")
+    along = np.zeros((15, 3))
+    for index, name in enumerate(MANO_JOINTS[1:]):
+        finger, k = name.split("_")
+        child = joints[JOINTS.index(f"{finger}_{int(k) + 1}")]
+        along[index] = (child - rest[index + 1]) / np.linalg.norm(child - rest[index + 1])
+    splay = np.cross(along, bend)
+    splay /= np.linalg.norm(splay, axis=1, keepdims=True)
+    weights = []
+    for start, end, parts in _BALL_BONES:
+        for part in parts:
+            row = np.zeros(len(JOINTS))
+            row[JOINTS.index(start)], row[JOINTS.index(end)] = 1 - part, part
+            weights.append(row)
+    balls = np.array(weights) @ joints
+    radii = np.linalg.norm(balls[:, None] - models[RIGHT].v_template, axis=-1).min(1)
+    both = [np.stack((axes, axes * MIRROR_AXIS)) for axes in (bend, splay)]
+    return HandRig(mano, models, regressor, *both, np.stack((along, along * -MIRROR_AXIS)), np.array(weights), radii)
+
+
+# ---- poses ----
+
+
+def sample_hand_pose(rng: np.random.Generator, rig: HandRig, side: int, gesture: str | None = None) -> np.ndarray:
+    """A believable hand pose, (15, 3) axis-angle without the mean pose.
+
+    `gesture` is a key of `GESTURES`; None draws one. What a gesture leaves open varies: neighbouring fingers move
+    together, all of them a little of their own.
+    """
+    if gesture is None:
+        odds = np.array([entry[2] for entry in GESTURES.values()])
+        gesture = str(rng.choice(list(GESTURES), p=odds / odds.sum()))
+    bends, spread, _ = GESTURES[gesture]
+    common = rng.normal(0, 0.07)
+    spread += rng.normal(0, 0.2)
+    knuckle_share = np.clip(rng.normal(1, 0.2), 0.5, 1.4)  # how much of the bend is in the knuckles
+    pose = np.zeros((15, 3))
+    for finger, bend in zip(FINGERS, bends, strict=True):
+        bend = np.clip(bend + common + rng.normal(0, 0.05), -0.1, 1.03)
+        angles = bend * np.array(THUMB_BEND if finger == "Thumb" else FINGER_BEND) + rng.normal(0, 2.5, 3)
+        first = MANO_JOINTS.index(f"{finger}_1") - 1
+        if finger == "Thumb":
+            sideways = rng.normal(4, 6) - 6 * max(bend, 0)
+        else:
+            # Bent fingers cannot be spread, and close up.
+            sideways = SPREAD_DEGREES[finger] * spread * (1 - np.clip(bend, 0, 1)) + rng.normal(0, 1.5)
+            angles[0] *= np.clip(knuckle_share, 0.5, 1.05 / max(bend, 0.75))
+        pose[first : first + 3] = np.radians(angles)[:, None] * rig.flexion[side, first : first + 3]
+        pose[first] += np.radians(sideways) * rig.splay[side, first]
+    return pose - rig.models[side].hands_mean.reshape(15, 3)
+
+
+def sample_betas(rng: np.random.Generator) -> np.ndarray:
+    """A person's hand shape, (10,)."""
+    return np.clip(rng.normal(0, 0.8, 10), -2, 2)
+
+
+def palm_rotation(fingers: np.ndarray, palm: np.ndarray, side: int) -> np.ndarray:
+    """The rotation of a hand that points its fingers one way and its palm another.
+
+    Args:
+        fingers, palm: (3,) directions; only the part of `palm` across `fingers` counts.
+
+    Returns:
+        (3, 3), from the hand's own axes (fingers along -x, of the left hand +x; palm -y).
+    """
+    f = fingers / np.linalg.norm(fingers)
+    p = palm - (palm @ f) * f
+    p /= np.linalg.norm(p)
+    x = -f if side == RIGHT else f
+    return np.stack((x, -p, np.cross(x, -p)), axis=1)
+
+
+def _sample_rotation(rng: np.random.Generator, side: int, variety: float, spread: float = 0.55) -> np.ndarray:
+    """(3, 3): fingers more or less up, or towards the viewer, or inward; the palm anywhere, as a forearm turns. With
+    little variety the viewer sees the hand's back."""
+    inward = 1.0 if side == RIGHT else -1.0
+    fingers = np.array([0.3 * inward, -0.9, -0.25]) + rng.normal(0, spread * variety, 3)
+    if fingers[1] > 0.3:  # few arms come from above
+        fingers[1] *= -1
+    palms = ((0, 0, -1.0), (0, 0, 1.0), (inward, 0, 0), (0, 1.0, 0))
+    odds = variety * np.array((0.35, 0.3, 0.25, 0.1)) + (1 - variety) * np.array((0, 1, 0, 0))
+    palm = np.array(palms[rng.choice(4, p=odds)]) + rng.normal(0, 0.45 * variety, 3)
+    return palm_rotation(fingers, palm, side)
+
+
+# ---- two hands together ----
+
+
+class _Limp(NamedTuple):
+    """Hands bent but not placed: relative to the pivot, in their own axes."""
+
+    vertices: np.ndarray  # (2, 778, 3)
+    joints: np.ndarray  # (2, 21, 3)
+    pivots: np.ndarray  # (2, 3)
+    hand_pose: np.ndarray  # (2, 15, 3)
+    betas: np.ndarray  # (2, 10)
+
+
+def _bend(rig: HandRig, hand_pose: np.ndarray, betas: np.ndarray) -> _Limp:
+    """Bend both hands. Numbers are rounded to float32 first, as the files of the data sets hold them."""
+    hand_pose, betas = hand_pose.astype(np.float32), betas.astype(np.float32)
+    params = ManoParams(torch.zeros(1, 2, 3), torch.from_numpy(hand_pose)[None], torch.from_numpy(betas)[None])
+    with torch.no_grad():
+        vertices = rig.mano(params)[0][0].double().numpy()
+    pivots = np.stack(
+        [model.J_regressor[0] @ (model.v_template + model.shapedirs @ betas[h]) for h, model in enumerate(rig.models)]
+    )
+    vertices -= pivots[:, None]
+    return _Limp(vertices, rig.regressor @ vertices, pivots, hand_pose, betas)
+
+
+def _balls(rig: HandRig, joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Balls that fill one hand and the near part of its forearm: (21, 3) joints -> (B, 3) m, (B,) m."""
+    axis = joints[WRIST] - joints[JOINTS.index("Middle_1")]
+    forearm = joints[WRIST] + _FOREARM_BALLS[:, None] * axis / np.linalg.norm(axis)
+    radii = np.concatenate((rig.ball_radii, np.full(len(forearm), _FOREARM_RADIUS)))
+    return np.concatenate((rig.ball_joints @ joints, forearm)), radii
+
+
+def slide_apart(
+    fixed: tuple[np.ndarray, np.ndarray], moving: tuple[np.ndarray, np.ndarray], direction: np.ndarray
+) -> float:
+    """How far balls must go along a direction until they, and any farther place, are clear of the others.
+
+    Each argument of balls is (B, 3) centres and (B,) radii; `direction` (3,) has length 1. The result may be negative:
+    the balls then come closer until they touch. It is 0 where they would pass without touching.
+    """
+    apart = moving[0][None] - fixed[0][:, None]
+    reach = moving[1][None] + fixed[1][:, None]
+    # |apart + t direction| = reach, of which the larger t counts.
+    b = apart @ direction
+    root = b * b - (apart * apart).sum(-1) + reach * reach
+    ends = np.where(root > 0, -b + np.sqrt(np.maximum(root, 0)), -np.inf)
+    return float(ends.max()) if np.isfinite(ends).any() else 0.0
+
+
+def penetration(rig: HandRig, hands: Hands) -> float:
+    """How deep the balls of the two hands lie in each other at most, m; 0 for one hand alone."""
+    if not hands.present.all():
+        return 0.0
+    (a, ra), (b, rb) = (_balls(rig, hands.joints[h]) for h in (RIGHT, LEFT))
+    return float(np.maximum(ra[:, None] + rb - np.linalg.norm(a[:, None] - b, axis=-1), 0).max())
+
+
+def _layout_rotations(rng: np.random.Generator, layout: str, variety: float) -> np.ndarray:
+    """(2, 3, 3)."""
+    if layout != "palms":
+        return np.stack([_sample_rotation(rng, side, variety) for side in (RIGHT, LEFT)])
+    tilt = rng.normal(0, 0.5, 3) * (1, 0, 1)
+    rotations = []
+    for side, inward in ((RIGHT, 1.0), (LEFT, -1.0)):
+        fingers = np.array([0.12 * inward, -1, -0.3]) + tilt + rng.normal(0, 0.2, 3)
+        rotations.append(palm_rotation(fingers, np.array([inward, 0, 0]) + rng.normal(0, 0.2, 3), side))
+    return np.stack(rotations)
+
+
+def _palm_centre(joints: np.ndarray) -> np.ndarray:
+    """(21, 3) -> (3,) m."""
+    return joints[[WRIST, JOINTS.index("Index_1"), JOINTS.index("Pinky_1")]].mean(0)
+
+
+def _place(rng: np.random.Generator, rig: HandRig, limp: _Limp, rotations: np.ndarray, layout: str) -> np.ndarray:
+    """Where the hands' pivots go, (2, 3) m: anchors on each other, then apart along a line until they touch."""
+    joints = np.einsum("hab,hjb->hja", rotations, limp.joints)
+    anchors = np.stack([_palm_centre(joints[h]) for h in (RIGHT, LEFT)])
+    mover, gap = LEFT, rng.uniform(-0.001, 0.012)
+    aside = rng.normal(0, 0.012, 3)
+    if layout == "near":
+        direction = np.array([1, 0, 0]) + rng.normal(0, 0.2, 3)
+        aside, gap = rng.normal(0, 0.03, 3), rng.choice([0.003, rng.uniform(0, 0.04), rng.uniform(0.03, 0.12)])
+    elif layout == "palms":
+        direction = np.array([1, 0, 0]) + rng.normal(0, 0.1, 3)
+    elif layout == "over":
+        direction = np.array([0, 0, rng.choice([-1.0, 1.0])]) + rng.normal(0, 0.3, 3)
+        aside = rng.normal(0, 0.03, 3)
+    else:  # touch
+        mover = int(rng.integers(2))
+        tip = joints[mover, JOINTS.index("Index_4")]
+        anchors[mover] = tip
+        direction = joints[mover, JOINTS.index("Index_3")] - tip
+        direction = direction / np.linalg.norm(direction) + rng.normal(0, 0.15, 3)
+        anchors[1 - mover] = joints[1 - mover, rng.integers(1, 21)] if rng.random() < 0.4 else anchors[1 - mover]
+    direction = direction / np.linalg.norm(direction)
+    pivots = -anchors
+    pivots[mover] += aside
+    balls = [_balls(rig, joints[h] + pivots[h]) for h in (RIGHT, LEFT)]
+    pivots[mover] += direction * (slide_apart(balls[1 - mover], balls[mover], direction) + gap)
+    return pivots
+
+
+def sample_hands(
+    rng: np.random.Generator,
+    rig: HandRig,
+    present: tuple[bool, bool],
+    betas: np.ndarray | None = None,
+    variety: float = 1.0,
+) -> Hands:
+    """One hand, or two that interact, around the origin of `stage`.
+
+    Args:
+        present: right, left.
+        betas: (10,) of the person; None draws them.
+        variety: 0 to 1, how much hands differ; with less they are more at rest, upright and side by side.
+    """
+    layout = str(rng.choice(list(LAYOUTS), p=list(LAYOUTS.values())))
+    if variety < 1 and rng.random() > variety:
+        layout = "near"
+    gestures: list[str | None] = [None, None]
+    if all(present) and layout == "touch" and rng.random() < 0.6:
+        gestures[int(rng.integers(2))] = "point"
+    limp = _sample_limp(rng, rig, betas, gestures, variety)
+    rotations = _layout_rotations(rng, layout if all(present) else "near", variety)
+    pivots = _place(rng, rig, limp, rotations, layout) if all(present) else np.zeros((2, 3))
+    return _assemble(rig, limp, rotations, pivots, np.array(present), recentre=True)
+
+
+def sample_hands_apart(
+    rng: np.random.Generator, rig: HandRig, present: tuple[bool, bool], wrists: np.ndarray, variety: float = 1.0
+) -> Hands:
+    """Two hands that have nothing to do with each other, their wrists (2, 3) m at given places of `stage`."""
+    limp = _sample_limp(rng, rig, None, [None, None], variety)
+    rotations = np.stack([_sample_rotation(rng, side, variety, 0.7) for side in (RIGHT, LEFT)])
+    return _assemble(rig, limp, rotations, wrists, np.array(present), recentre=False)
+
+
+def _sample_limp(
+    rng: np.random.Generator, rig: HandRig, betas: np.ndarray | None, gestures: list[str | None], variety: float
+) -> _Limp:
+    pose = variety * np.stack([sample_hand_pose(rng, rig, side, gestures[side]) for side in (RIGHT, LEFT)])
+    shape = sample_betas(rng) if betas is None else betas
+    # The two hands of a person differ a little.
+    noise = rng.normal(0, 0.05, (2, 10)) if betas is None else np.zeros((2, 10))
+    return _bend(rig, pose, shape + noise)
+
+
+def _assemble(
+    rig: HandRig, limp: _Limp, rotations: np.ndarray, pivots: np.ndarray, present: np.ndarray, recentre: bool
+) -> Hands:
+    orient = matrix_to_axis_angle(torch.from_numpy(rotations)).float()
+    rotations = axis_angle_to_matrix(orient.double()).numpy()  # of the rounded numbers
+    joints = np.einsum("hab,hjb->hja", rotations, limp.joints) + pivots[:, None]
+    if recentre:
+        seen = joints[present].reshape(-1, 3)
+        pivots = pivots - (seen.min(0) + seen.max(0)) / 2
+    transl = (pivots - limp.pivots).astype(np.float32).astype(np.float64)
+    pivots = limp.pivots + transl
+    vertices = np.einsum("hab,hvb->hva", rotations, limp.vertices) + pivots[:, None]
+    joints = np.einsum("hab,hjb->hja", rotations, limp.joints) + pivots[:, None]
+    return Hands(
+        present, orient.numpy().astype(np.float64), limp.hand_pose, limp.betas, transl, limp.pivots, vertices, joints
+    )
+
+
+def move_hands(hands: Hands, rotation: np.ndarray, transl: np.ndarray) -> Hands:
+    """The same hands in another frame: x -> rotation x + transl. (3, 3), (3,) m.
+
+    MANO turns a hand about its wrist, not about the origin, so its translation changes by more than `transl`.
+    """
+    old = axis_angle_to_matrix(torch.from_numpy(hands.global_orient))
+    orient = matrix_to_axis_angle(torch.from_numpy(rotation) @ old).float().double().numpy()
+    moved = (hands.pivots + hands.transl) @ rotation.T + transl - hands.pivots
+    return hands._replace(
+        global_orient=orient,
+        transl=moved.astype(np.float32).astype(np.float64),
+        vertices=hands.vertices @ rotation.T + transl,
+        joints=hands.joints @ rotation.T + transl,
+    )
+
+
+# ---- cameras ----
+
+
+def look_at(eye: np.ndarray, target: np.ndarray, roll: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """world_to_cam of a camera at `eye` whose axis goes through `target`, upright (-y up) but for `roll` radians.
+
+    Returns:
+        rotation (3, 3), transl (3,) m.
+    """
+    z = (target - eye) / np.linalg.norm(target - eye)
+    x = np.cross(np.array([0.0, 1.0, 0.0]), z)
+    x /= np.linalg.norm(x)
+    y = np.cross(z, x)
+    cos, sin = np.cos(roll), np.sin(roll)
+    rotation = np.stack((cos * x + sin * y, cos * y - sin * x, z))
+    return rotation, -rotation @ eye
+
+
+def to_cam(view: View, points_world: np.ndarray) -> np.ndarray:
+    """(..., 3) m -> (..., 3) m."""
+    return world_to_cam(points_world, view.camera.rotation, view.camera.transl)
+
+
+def to_image(view: View, points_world: np.ndarray) -> np.ndarray:
+    """(..., 3) m -> (..., 2) px."""
+    return project_capture(to_cam(view, points_world), view.camera)
+
+
+def scaled_view(view: View, scale: float) -> View:
+    """The same camera with pictures of another size; the size is rounded."""
+    if scale == 1:
+        return view
+    height, width = (max(8, round(scale * n)) for n in view.size)
+    ratio = np.array([width / view.size[1], height / view.size[0]])
+    camera = replace(view.camera, focal=view.camera.focal * ratio, princpt=view.camera.princpt * ratio)
+    return View(camera, (height, width))
