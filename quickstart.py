@@ -31,7 +31,7 @@ from common.options import IMAGE_SUFFIXES, count
 
 ROOT = Path(__file__).resolve().parent
 OLDEST = (3, 10)
-# Training pictures a data set and epochs: chosen so that two CPU cores need about ten minutes.
+# Training pictures a dataset and epochs: chosen so that two CPU cores need about ten minutes.
 SAMPLES, EPOCHS, TEST_SAMPLES, DEMO_SAMPLES = 1000, 7, 64, 6
 VARIETY = 0.25  # poses and views that a small network learns in this time
 TEST_SETS = ("InterHand26M", "HIC", "MSCOCO")

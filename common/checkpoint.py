@@ -20,7 +20,7 @@ from common.utils.files import atomic_path, make_folder
 
 PREFIX = "module."
 
-# Keys a file may lack: the translation trunk's stem, which never runs.
+# Keys a file may lack: the translation backbone's stem, which never runs.
 UNUSED = ("hand_trans_net.backbone.conv1.", "hand_trans_net.backbone.bn1.")
 # Keys a file may have too many: buffers of the licensed hand model, which some published files hold.
 FOREIGN = "mano_layer"

@@ -28,7 +28,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # a training save
 QUIET_TRACKER = "ignore:resource_tracker"
 
 
-class Place(NamedTuple):
+class ProcessInfo(NamedTuple):
     """This process among all. `local_rank` counts on this machine."""
 
     rank: int
@@ -46,7 +46,7 @@ class OtherStopped(UserError):
     """This process ends only because another one of its group has; what went wrong is said there."""
 
 
-def launch(run: Callable[[Place], int | None], devices: list[torch.device]) -> int:
+def launch(run: Callable[[ProcessInfo], int | None], devices: list[torch.device]) -> int:
     """Call `run` in one process for each device, and wait.
 
     Under torchrun (RANK and WORLD_SIZE are set) the processes are there already and this one is one of them. The
@@ -71,17 +71,17 @@ def launch(run: Callable[[Place], int | None], devices: list[torch.device]) -> i
                             "--nproc_per_node")  # fmt: skip
         if "TORCHELASTIC_RUN_ID" in os.environ:  # else it may be a launcher whose processes outlive what forked them
             end_with_parent()
-        return _run_in_group(run, Place(rank, world, local, devices[local]), "env://")
+        return _run_in_group(run, ProcessInfo(rank, world, local, devices[local]), "env://")
     if len(devices) == 1:
         if devices[0].type == "cuda":
             torch.cuda.set_device(devices[0])
-        return run(Place(0, 1, 0, devices[0])) or 0
+        return run(ProcessInfo(0, 1, 0, devices[0])) or 0
     with tempfile.TemporaryDirectory() as folder:  # where the processes find each other: no port to be taken
         # Python's tracker would complain at length of what a killed process left to it.
         os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), QUIET_TRACKER)))
         context = multiprocessing.get_context("spawn")
         processes = [
-            context.Process(target=_child, args=(run, Place(rank, len(devices), rank, device), folder))
+            context.Process(target=_child, args=(run, ProcessInfo(rank, len(devices), rank, device), folder))
             for rank, device in enumerate(devices)
         ]
         return _watch(processes, Path(folder))
@@ -104,7 +104,7 @@ def end_with_parent() -> None:
         os._exit(1)
 
 
-def _child(run: Callable[[Place], int | None], place: Place, folder: str) -> None:
+def _child(run: Callable[[ProcessInfo], int | None], place: ProcessInfo, folder: str) -> None:
     end_with_parent()
     for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the parent passes them on
         signal.signal(number, signal.SIG_IGN)
@@ -126,7 +126,7 @@ def _child(run: Callable[[Place], int | None], place: Place, folder: str) -> Non
     sys.exit(code)
 
 
-def _run_in_group(run: Callable[[Place], int | None], place: Place, store: str) -> int:
+def _run_in_group(run: Callable[[ProcessInfo], int | None], place: ProcessInfo, store: str) -> int:
     if place.device.type == "cuda":
         torch.cuda.set_device(place.device)
     backend = "nccl" if place.device.type == "cuda" else "gloo"
@@ -220,7 +220,7 @@ def _kill_all(processes: list[Any]) -> None:
 # ---- What the processes of a group do together; with a single process these do nothing ----
 
 
-def mean_over_processes(values: Tensor, place: Place) -> Tensor:
+def mean_over_processes(values: Tensor, place: ProcessInfo) -> Tensor:
     """The mean over all processes of a tensor, in place; the same bits in each of them."""
     if place.world > 1:
         dist.all_reduce(values)
@@ -228,7 +228,7 @@ def mean_over_processes(values: Tensor, place: Place) -> Tensor:
     return values
 
 
-def from_main(value: Any, place: Place) -> Any:
+def from_main(value: Any, place: ProcessInfo) -> Any:
     """What the main process has. `value`: numbers, texts and containers."""
     box = [value]
     if place.world > 1:
@@ -236,7 +236,7 @@ def from_main(value: Any, place: Place) -> Any:
     return box[0]
 
 
-def from_all(value: Any, place: Place) -> list[Any]:
+def from_all(value: Any, place: ProcessInfo) -> list[Any]:
     """What each process has, in order."""
     values = [value]
     if place.world > 1:
@@ -245,14 +245,14 @@ def from_all(value: Any, place: Place) -> list[Any]:
     return values
 
 
-def barrier(place: Place) -> None:
+def barrier(place: ProcessInfo) -> None:
     """Wait until all processes are here."""
     if place.world > 1:
         from_all(None, place)
 
 
 @contextmanager
-def main_first(place: Place) -> Iterator[None]:
+def main_first(place: ProcessInfo) -> Iterator[None]:
     """The block runs in the first process of each machine, then in the others: what it caches is made once."""
     if place.local_rank:
         barrier(place)

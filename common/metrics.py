@@ -8,8 +8,8 @@
 | RRVE     | picture | mean over both hands' vertices, right wrist on right wrist   | both true meshes   |
 | MPJPE    | joint   | wrist on wrist                                               | joint is annotated |
 
-MPJPE averages each of the 42 joints over its pictures, then the 42. A data set's `Protocol` says what it scores. Items
-are in metres; the averages are in mm, IoU in percent.
+MPJPE averages each of the 42 joints over its images, then the 42. A dataset's `EvalProtocol` says what it scores.
+Items are in metres; the averages are in mm, IoU in percent.
 """
 
 from collections.abc import Iterable, Sequence
@@ -33,8 +33,8 @@ MM, PERCENT = 1000.0, 100.0
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """What a data set scores, and how it is split.
+class EvalProtocol:
+    """What a dataset scores, and how it is split.
 
     Attributes:
         true_joints: MPJPE against "keypoints", or "mesh", joints regressed from the true mesh; None: no MPJPE.
@@ -52,10 +52,10 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "InterHand26M": Protocol(true_joints="keypoints"),
-    "HIC": Protocol(),
-    "ReInterHand": Protocol(true_joints="mesh", by_hand_type=False, missing_as_zeros=True),
-    "MSCOCO": Protocol(meshes=False),
+    "InterHand26M": EvalProtocol(true_joints="keypoints"),
+    "HIC": EvalProtocol(),
+    "ReInterHand": EvalProtocol(true_joints="mesh", by_hand_type=False, missing_as_zeros=True),
+    "MSCOCO": EvalProtocol(meshes=False),
 }
 
 
@@ -148,8 +148,12 @@ def procrustes(predicted: Tensor, true: Tensor, counts: Tensor | None = None) ->
 
 
 @torch.no_grad()
-def measure(
-    protocol: Protocol, mano: TwoHandMano, estimate: Estimate, truth: GroundTruth, joints_known: Tensor | None = None
+def compute_errors(
+    protocol: EvalProtocol,
+    mano: TwoHandMano,
+    estimate: Estimate,
+    truth: GroundTruth,
+    joints_known: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Errors of all items of a batch (m; IoU from 0 to 1), and which count (bool). Nothing is modified.
 
@@ -215,7 +219,7 @@ def _knuckle_error(points: Tensor, true_points: Tensor, joints: Tensor, true_joi
 # ---- Averages over a test set ----
 
 
-class Figure(NamedTuple):
+class MetricResult(NamedTuple):
     """One line of the result."""
 
     label: str  # the published wording, or ours for what is not published
@@ -235,14 +239,14 @@ class Evaluator:
     """Collects items and averages them.
 
     The result depends on neither the order nor the grouping of the items: they are put in the order of their index in
-    the data set before anything is summed. Evaluators of several processes are merged.
+    the dataset before anything is summed. Evaluators of several processes are merged.
 
     Args:
         protocol: of `PROTOCOLS`.
         mano: on the device of what is compared.
     """
 
-    def __init__(self, protocol: Protocol, mano: TwoHandMano) -> None:
+    def __init__(self, protocol: EvalProtocol, mano: TwoHandMano) -> None:
         self.protocol, self.mano = protocol, mano
         self._items: dict[str, np.ndarray] = {}  # with room for more than `_count`
         self._count = 0
@@ -257,10 +261,10 @@ class Evaluator:
         """Add a batch.
 
         Args:
-            indices: (N,) of the samples in their data set; each may come once.
-            estimate, truth, joints_known: as in `measure`.
+            indices: (N,) of the samples in their dataset; each may come once.
+            estimate, truth, joints_known: as in `compute_errors`.
         """
-        items = measure(self.protocol, self.mano, estimate, truth, joints_known)
+        items = compute_errors(self.protocol, self.mano, estimate, truth, joints_known)
         part = {name: values.cpu().numpy() for name, values in items.items()}
         self._append({"index": np.asarray(indices, np.int64), **part})
 
@@ -289,7 +293,7 @@ class Evaluator:
         items = {name: values[: self._count][order] for name, values in self._items.items()}
         twice = items["index"][1:][np.diff(items["index"]) == 0]
         if len(twice):
-            raise ValueError(f"sample {twice[0]} of the data set was evaluated twice")
+            raise ValueError(f"sample {twice[0]} of the dataset was evaluated twice")
         return items
 
     def merge(self, states: Iterable[dict[str, np.ndarray]]) -> None:
@@ -312,7 +316,7 @@ class Evaluator:
         more = [f"  {figure}" for figure in figures if not figure.published]
         return "\n".join([*published, *(["not among the published figures:", *more] if more else [])])
 
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list[MetricResult]:
         """All figures of the protocol, those of the published evaluation first."""
         items = self.state()
         if not items:
@@ -343,7 +347,7 @@ class Evaluator:
         single, interacting = counts & (types == [[RIGHT, LEFT]]), counts & (types == INTERACTING)
         return _by_class(single | interacting, single, interacting)
 
-    def _joint_figures(self, items: dict[str, np.ndarray], counts: np.ndarray) -> list[Figure]:
+    def _joint_figures(self, items: dict[str, np.ndarray], counts: np.ndarray) -> list[MetricResult]:
         """MPJPE; here a single hand's picture counts whatever joint is annotated."""
         if not self.protocol.by_hand_type:
             return [_mean_of_joints("MPJPE", items["joint_error"], [counts])]
@@ -352,7 +356,7 @@ class Evaluator:
         classes = _by_class([single, interacting], [single], [interacting])
         return [_mean_of_joints(f"MPJPE{name}", items["joint_error"], masks) for name, masks in classes.items()]
 
-    def _visible_figures(self, items: dict[str, np.ndarray]) -> list[Figure]:
+    def _visible_figures(self, items: dict[str, np.ndarray]) -> list[MetricResult]:
         """Without hands that have no mesh because nothing of them is in the picture."""
         visible = items["mesh_counts"]
         figures = [
@@ -364,7 +368,7 @@ class Evaluator:
             figures.append(_mean_of_joints("MPJPE (visible hands only)", items["joint_error"], [counts]))
         return figures
 
-    def _aligned_figures(self, items: dict[str, np.ndarray]) -> list[Figure]:
+    def _aligned_figures(self, items: dict[str, np.ndarray]) -> list[MetricResult]:
         """Under other alignments: plain means over the hands that have a mesh, over joints known in 3D."""
         figures = []
         for kind, title in (
@@ -427,15 +431,15 @@ def _by_class(every: object, single: object, interacting: object) -> dict:
     }
 
 
-def _mean(label: str, errors: np.ndarray, counts: np.ndarray, factor: float = MM) -> Figure:
+def _mean(label: str, errors: np.ndarray, counts: np.ndarray, factor: float = MM) -> MetricResult:
     unit = " mm" if factor == MM else ""
     number = int(counts.sum())
     if not number:
-        return Figure(label, None, unit, 0)
-    return Figure(label, float(errors[counts].mean(dtype=np.float64) * factor), unit, number)
+        return MetricResult(label, None, unit, 0)
+    return MetricResult(label, float(errors[counts].mean(dtype=np.float64) * factor), unit, number)
 
 
-def _mean_of_joints(label: str, errors: np.ndarray, classes: list[np.ndarray]) -> Figure:
+def _mean_of_joints(label: str, errors: np.ndarray, classes: list[np.ndarray]) -> MetricResult:
     """The mean over the joints' means.
 
     Args:
@@ -446,8 +450,8 @@ def _mean_of_joints(label: str, errors: np.ndarray, classes: list[np.ndarray]) -
     numbers = np.concatenate([counts.sum(0).ravel() for counts in classes])
     found = numbers > 0
     if not found.any():
-        return Figure(label, None, " mm", 0)
+        return MetricResult(label, None, " mm", 0)
     value = float((totals[found] / numbers[found]).mean() * MM)
     missing = int((~found).sum())
     left_out = f"{missing} of {len(found)} joint averages have no sample and are left out" if missing else ""
-    return Figure(label, value, " mm", int(numbers.sum()), left_out)
+    return MetricResult(label, value, " mm", int(numbers.sum()), left_out)

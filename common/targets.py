@@ -179,7 +179,7 @@ def _boxes(
         boxes, valid = boxes[::-1, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (width - 1, 0, width - 1, 0), valid[::-1]
     corners = boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]] @ to_crop[:, :2].T + to_crop[:, 2]
     hull = np.concatenate((corners.min(1), corners.max(1)), 1)
-    # The published value of a missing box: the first cell of the detector's heat-map.
+    # The published value of a missing box: the first cell of the detector's heatmap.
     cell = (0.0, 0.0, frames.crop[1] / frames.body_hm[1], frames.crop[0] / frames.body_hm[0])
     return np.where(valid[:, None], hull, cell), valid
 

@@ -45,20 +45,20 @@ class Prediction(NamedTuple):
     rel_transl: Tensor  # (N, 3) m, left wrist - right wrist
 
 
-# ---- What a data set knows, and what training and evaluation compare with ----
+# ---- What a dataset knows, and what training and evaluation compare with ----
 
 HAND_TYPES = ("right", "left", "interacting")
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """What a data set knows of one picture, in numpy, before any augmentation. Hands: right 0, left 1.
+    """What a dataset knows of one picture, in numpy, before any augmentation. Hands: right 0, left 1.
 
-    Parts that a data set does not have are None; of a hand that is not there the numbers mean nothing and the
+    Parts that a dataset does not have are None; of a hand that is not there the numbers mean nothing and the
     `*_valid` flag is False.
     """
 
-    id: int | tuple  # as the data set counts: an annotation id, or (capture, camera, frame)
+    id: int | tuple  # as the dataset counts: an annotation id, or (capture, camera, frame)
     image_path: Path
     image_size: tuple[int, int]  # (h, w)
     hand_type: str | None = None  # of HAND_TYPES

@@ -1,4 +1,4 @@
-"""From a data set's annotations to batches: samples, the mixing of data sets, their order.
+"""From a dataset's annotations to batches: samples, the mixing of datasets, their order.
 
 A sample is a pure function of its annotation and an augmentation; which annotation and which augmentation stand at
 which place of an epoch is a pure function of (seed, epoch, place). So the order is the same for any number of
@@ -8,7 +8,6 @@ processes and loader workers, and training can go on from any step.
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 import cv2
@@ -22,12 +21,6 @@ from common.types import Annotation, EvalSample, Sample
 from common.utils.augment import Augmentation, AugmentationRange, draw_augmentation
 from common.utils.frames import Frames
 from common.utils.images import load_image, quiet_opencv
-from data.HIC.HIC import HIC
-from data.InterHand26M.InterHand26M import InterHand26M
-from data.layouts import DATASETS
-from data.MSCOCO.MSCOCO import MSCOCO
-from data.ReInterHand.ReInterHand import ReInterHand
-from main.config import Config
 
 T = TypeVar("T")
 
@@ -36,7 +29,7 @@ MAX_REPLACED = 100
 
 
 class Source(Protocol):
-    """What a data set knows; one class for each under data/."""
+    """What a dataset knows; one class for each under data/."""
 
     name: str
     split: str
@@ -101,20 +94,20 @@ class HandDataset(Dataset):
 class SampleKey(NamedTuple):
     """A place in the order of training, which says all that a sample depends on."""
 
-    part: int  # which data set
+    part: int  # which dataset
     index: int  # which of its annotations
     epoch: int
     position: int  # in the epoch's order
 
 
 class MixedDataset(Dataset):
-    """The data sets of a training as one; its keys come from a `MixedSampler`.
+    """The datasets of a training as one; its keys come from a `MixedSampler`.
 
     Args:
-        parts_3d, parts_2d: data sets with and without depth.
+        parts_3d, parts_2d: datasets with and without depth.
         seed: of all draws.
         limits: what augmentations are drawn from.
-        skip_bad: a broken sample is replaced by another of its data set and counted (`Sample.replaced`), instead of
+        skip_bad: a broken sample is replaced by another of its dataset and counted (`Sample.replaced`), instead of
             an error.
     """
 
@@ -181,7 +174,7 @@ class MixedSampler(Sampler[list[SampleKey]]):
     The last, partial batch is dropped.
 
     Args:
-        group_sizes: annotations of each data set, by group, see `MixedDataset.group_sizes`.
+        group_sizes: annotations of each dataset, by group, see `MixedDataset.group_sizes`.
         global_batch: samples of all processes together.
         seed: of the order.
         rank, world: this process and how many there are.
@@ -231,7 +224,7 @@ def init_worker(worker: int) -> None:
     quiet_opencv()
 
 
-def one_line_errors(batches: Iterable[T]) -> Iterator[T]:
+def unwrap_worker_errors(batches: Iterable[T]) -> Iterator[T]:
     """Pass batches on; a worker's `UserError`, which arrives wrapped in its traceback, becomes one line again.
 
     Raises:
@@ -256,63 +249,3 @@ def to_device(batch: T, device: torch.device) -> T:
     if hasattr(batch, "_fields"):
         return type(batch)(*(to_device(part, device) for part in batch))
     return batch
-
-
-# ---- From the configuration ----
-
-
-def open_source(
-    name: str, split: str, config: Config, data_folder: Path, cache: Path | None = None, rebuild: bool = False
-) -> Source:
-    """A data set by its official name.
-
-    Args:
-        split: train or test.
-        data_folder: the folder with one folder for each data set.
-        cache: where annotation caches go; default: `cache` in the data set's folder.
-        rebuild: make the cache anew.
-
-    Raises:
-        UserError: there is no such data set or split, or files are missing (what and where to get them).
-    """
-    root = data_folder / name
-    if name == "InterHand26M":
-        subset = {"train": config.interhand_train_subset, "test": config.interhand_test_subset}[split]
-        return InterHand26M(root, split, subset, cache, rebuild)
-    if name == "ReInterHand":
-        return ReInterHand(root, split, config.cam_mode, config.envmap_mode)
-    if name == "MSCOCO":
-        return MSCOCO(root, split, cache, rebuild)
-    if name == "HIC":
-        return HIC(root, split, cache, rebuild)
-    raise UserError(f"there is no data set {name!r}; there are: {', '.join(DATASETS)}")
-
-
-def open_dataset(
-    name: str, split: str, config: Config, data_folder: Path, cache: Path | None = None, rebuild: bool = False
-) -> HandDataset:
-    """`open_source` as a data set of samples. Raises UserError also if it is empty."""
-    source = open_source(name, split, config, data_folder, cache, rebuild)
-    if not len(source):
-        raise UserError(f"{name}: the {split} split in {data_folder / name} holds no annotation that can be used")
-    return HandDataset(
-        source, config.frames, config.wild_box_extension if source.in_the_wild else config.studio_box_extension
-    )
-
-
-def open_training(
-    config: Config,
-    data_folder: Path,
-    seed: int,
-    skip_bad: bool = False,
-    cache: Path | None = None,
-    rebuild: bool = False,
-) -> MixedDataset:
-    """The training sets of a configuration, mixed. Raises UserError like `open_source`, or if none is named."""
-    groups = [
-        [open_dataset(name, "train", config, data_folder, cache, rebuild) for name in names]
-        for names in (config.trainset_3d, config.trainset_2d)
-    ]
-    if not any(groups):
-        raise UserError("no training set is named; set trainset_3d or trainset_2d")
-    return MixedDataset(*groups, seed, config.augmentation, skip_bad)

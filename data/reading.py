@@ -74,10 +74,10 @@ def read_file(path: Path) -> bytes:
 
 
 def path_in(folder: Path, name: str) -> Path:
-    """Where an annotation says that a file of its data set lies.
+    """Where an annotation says that a file of its dataset lies.
 
     Raises:
-        UserError: it leads out of the data set's folder.
+        UserError: it leads out of the dataset's folder.
     """
     if not name or name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
         raise UserError(f"its annotation names the file {name!r}, which does not lie in {folder}")

@@ -86,7 +86,7 @@ class ResultWriter:
         self._write_pictures(name, image, photo, meshes)
         for hand in photo.hands:
             self._write_hand(name, hand, photo)
-        scene = meshes if photo.pair or photo.metric else into_one_space(meshes)
+        scene = meshes if photo.pair or photo.metric else merge_into_shared_camera(meshes)
         if "glb" in self.mesh_formats and scene:
             write_glb(self._path("meshes", name, ".glb"), scene)
         if self.html and scene:
@@ -147,7 +147,7 @@ class ResultWriter:
         write_json(self._path("params", name, f"{stem}.json"), params)
 
 
-def into_one_space(hands: Sequence[HandMesh]) -> list[HandMesh]:
+def merge_into_shared_camera(hands: Sequence[HandMesh]) -> list[HandMesh]:
     """Hands with virtual cameras of their own, moved to where the photo shows them, seen by the first one's camera.
 
     Their sizes stay. How far they are apart, in units of the first one, is a guess, and in depth means nothing; but

@@ -28,7 +28,7 @@ def default_augmentation() -> AugmentationRange:
 class Config:
     """Passed to the builders; modules take plain numbers and never see it."""
 
-    # Network. Trunk names are torchvision's, see common/nets/resnet.py.
+    # Network. Backbone names are torchvision's, see common/nets/resnet.py.
     body_backbone: str = "resnet50"
     hand_backbone: str = "resnet50"
     trans_backbone: str = "resnet18"
@@ -40,7 +40,7 @@ class Config:
     wild_box_extension: float = 1.25  # photos: MSCOCO and the demo
     studio_box_extension: float = 1.0  # InterHand26M, HIC, ReInterHand
 
-    # Data sets, by the names of their folders under data/.
+    # Datasets, by the names of their folders under data/.
     trainset_3d: tuple[str, ...] = ("InterHand26M", "ReInterHand")  # with depth; concatenated
     trainset_2d: tuple[str, ...] = ("MSCOCO",)  # without; the shorter of the two groups is repeated
     testset: str = "HIC"

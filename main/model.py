@@ -31,7 +31,7 @@ class InterWild(nn.Module):
     Args:
         mano: both hands' MANO layers.
         frames: sizes of all frames.
-        body_backbone, hand_backbone, trans_backbone: trunk names.
+        body_backbone, hand_backbone, trans_backbone: backbone names.
         box_channels: width of the box detector's head.
         hand_box_extension: factor on the predicted hand box before it is cropped.
     """
@@ -122,7 +122,7 @@ def unmirror_left(x: Tensor, mirror: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def build_model(config: Config, mano: TwoHandMano) -> InterWild:
-    """The network of `config`, heads initialised as published, trunks as torchvision initialises them."""
+    """The network of `config`, heads initialised as published, backbones as torchvision initialises them."""
     return InterWild(
         mano=mano,
         frames=config.frames,
@@ -141,8 +141,8 @@ def prepare_inference(model: InterWild, device: torch.device) -> InterWild:
     return model.to(memory_format=torch.channels_last) if device.type == "cpu" else model
 
 
-def init_trunks(model: InterWild, init: str) -> None:
-    """Start the three trunks for training.
+def init_backbones(model: InterWild, init: str) -> None:
+    """Start the three backbones for training.
 
     Args:
         init: "imagenet" (torchvision's weights, as published) or "random" (as built).
@@ -151,5 +151,5 @@ def init_trunks(model: InterWild, init: str) -> None:
         UserError: the ImageNet files can not be had.
     """
     if init == "imagenet":
-        for trunk in (model.body_backbone, model.hand_roi_net.backbone, model.hand_trans_net.backbone):
-            load_imagenet(trunk)
+        for backbone in (model.body_backbone, model.hand_roi_net.backbone, model.hand_trans_net.backbone):
+            load_imagenet(backbone)

@@ -201,11 +201,11 @@ def check_config(config: Config) -> None:
         )
     if config.amp not in AMP_MODES:
         raise UserError(f"amp must be one of {', '.join(AMP_MODES)}, not {config.amp!r}")
-    from common.nets.resnet import TRUNKS
+    from common.nets.resnet import BACKBONES
 
     for name in ("body_backbone", "hand_backbone", "trans_backbone"):
-        if getattr(config, name) not in TRUNKS:
-            raise UserError(f"{name} must be one of {', '.join(TRUNKS)}, not {getattr(config, name)!r}")
+        if getattr(config, name) not in BACKBONES:
+            raise UserError(f"{name} must be one of {', '.join(BACKBONES)}, not {getattr(config, name)!r}")
     _check_augmentation(config)
     _check_frames(config)
 

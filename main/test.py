@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from common.distributed import Place
+    from common.distributed import ProcessInfo
     from common.metrics import Evaluator
     from common.types import EvalSample, Prediction
     from data.dataset import HandDataset
@@ -62,7 +62,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--gpu", help=GPU_HELP)
     parser.add_argument("--test_epoch", type=int, metavar="N", help="test snapshot_N.pth in model_dump below --output")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="test this file instead")
-    parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the data sets (default: data)")
+    parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the datasets (default: data)")
     parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help="folder of MANO_RIGHT.pkl and MANO_LEFT.pkl")
     parser.add_argument("--batch_size", dest="config_test_batch_size", metavar="N", help="samples at once on one GPU")
     parser.add_argument("--visualize", type=int, default=0, metavar="N", help="draw N samples and the N worst")
@@ -76,7 +76,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace, place: "Place") -> None:
+def run(args: argparse.Namespace, place: "ProcessInfo") -> None:
     """The test, in one of the processes that share it."""
     from common.distributed import from_all, main_first
     from common.metrics import PROTOCOLS, Evaluator
@@ -141,10 +141,10 @@ def evaluate(
     dataset: "HandDataset",
     indices: range,
     config: Config,
-    place: "Place",
+    place: "ProcessInfo",
     evaluator: "Evaluator",
 ) -> None:
-    """Run the network on samples of a data set, and add their errors to the evaluator. Shows the progress.
+    """Run the network on samples of a dataset, and add their errors to the evaluator. Shows the progress.
 
     Raises:
         UserError: a sample cannot be read, the network's answer is not finite, or memory does not suffice.
@@ -155,7 +155,7 @@ def evaluate(
 
     from common.metrics import to_estimate
     from common.targets import complete_truth
-    from data.dataset import init_worker, one_line_errors, to_device
+    from data.dataset import init_worker, to_device, unwrap_worker_errors
 
     loader = DataLoader(
         Subset(dataset, indices),
@@ -170,7 +170,7 @@ def evaluate(
     )
     start = 0
     with progress, torch.inference_mode():
-        for batch in one_line_errors(loader):
+        for batch in unwrap_worker_errors(loader):
             batch = to_device(batch, place.device)
             prediction = predict(model, batch, config)
             estimate = to_estimate(prediction, batch.sample.crop_to_image, config.frames)

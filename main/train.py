@@ -47,7 +47,7 @@ from main.options import add_config_options, read_config  # noqa: E402
 if TYPE_CHECKING:
     import torch
 
-    from common.distributed import Place, StopSignal
+    from common.distributed import ProcessInfo, StopSignal
     from common.types import Sample
     from main.resume import Progress
     from main.training import StepResult, Training
@@ -90,7 +90,7 @@ def check_processes(args: argparse.Namespace, devices: "list[torch.device]") -> 
         raise UserError("--processes is for the CPU: each GPU has one process; choose GPUs with --gpu")
 
 
-def train(args: argparse.Namespace, place: "Place") -> int:
+def train(args: argparse.Namespace, place: "ProcessInfo") -> int:
     """The whole training, in one of its processes. Returns the exit code."""
     import torch
 
@@ -257,10 +257,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--continue", dest="go_on", action="store_true", help="go on from the newest checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="start anew; remove older checkpoints in --output")
     parser.add_argument("--output", type=Path, default=ROOT / "output", help="folder to write into (default: output)")
-    parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the data sets (default: data)")
+    parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the datasets (default: data)")
     parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help="folder of MANO_RIGHT.pkl and MANO_LEFT.pkl")
     parser.add_argument(
-        "--init", choices=("imagenet", "random"), default="imagenet", help="the untrained trunks (default: imagenet)"
+        "--init", choices=("imagenet", "random"), default="imagenet", help="the untrained backbones (default: imagenet)"
     )
     parser.add_argument("--skip-bad", action="store_true", help="replace samples that cannot be read")
     parser.add_argument("--save_every", type=count, default=500, metavar="N", help="steps (default: %(default)s)")

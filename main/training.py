@@ -19,7 +19,7 @@ from common.criterion import InterWildLoss
 from common.distributed import (
     STOP_SIGNALS,
     FolderLock,
-    Place,
+    ProcessInfo,
     barrier,
     end_with_parent,
     from_all,
@@ -33,9 +33,10 @@ from common.nets.mano import TwoHandMano
 from common.nets.mano_files import read_hand_models
 from common.types import Prediction, Sample, Targets
 from common.utils.files import make_folder, write_image
-from data.dataset import MixedDataset, MixedSampler, init_worker, one_line_errors, open_training, to_device
+from data.dataset import MixedDataset, MixedSampler, init_worker, to_device, unwrap_worker_errors
+from main.build import open_training
 from main.config import Config
-from main.model import InterWild, build_model, init_trunks
+from main.model import InterWild, build_model, init_backbones
 from main.resume import (
     Parts,
     Progress,
@@ -54,7 +55,7 @@ class Training:
     """All that the loop works with, in this process."""
 
     args: argparse.Namespace
-    place: Place
+    place: ProcessInfo
     config: Config
     parts: Parts  # model, optimizer, scaler: what a checkpoint holds
     network: nn.Module  # the model, wrapped for several GPUs
@@ -94,7 +95,7 @@ class StepResult:
 # ---- Before the loop ----
 
 
-def open_output(args: argparse.Namespace, place: Place) -> tuple[FolderLock | None, Start | None]:
+def open_output(args: argparse.Namespace, place: ProcessInfo) -> tuple[FolderLock | None, Start | None]:
     """The lock on the output folder, and the checkpoint to go on from, the same in all processes.
 
     Raises:
@@ -122,7 +123,7 @@ def open_output(args: argparse.Namespace, place: Place) -> tuple[FolderLock | No
     return lock, start
 
 
-def build_training(args: argparse.Namespace, place: Place, config: Config, start: Start | None) -> Training:
+def build_training(args: argparse.Namespace, place: ProcessInfo, config: Config, start: Start | None) -> Training:
     """Data, network and optimiser, as new or as in the checkpoint. Raises UserError if one of them cannot be had."""
     mano = TwoHandMano(*read_hand_models(args.mano))
     with main_first(place):  # makes caches of annotations
@@ -157,14 +158,14 @@ def build_training(args: argparse.Namespace, place: Place, config: Config, start
 
 
 def start_model(
-    args: argparse.Namespace, place: Place, config: Config, mano: TwoHandMano, trained: bool
+    args: argparse.Namespace, place: ProcessInfo, config: Config, mano: TwoHandMano, trained: bool
 ) -> InterWild | nn.Module:
     """The network on its device, with its first weights unless it is `trained`, which come later."""
     torch.manual_seed(config.seed)
     model = build_model(config, mano)
     if not trained:
         with main_first(place):  # downloads weights
-            init_trunks(model, args.init)
+            init_backbones(model, args.init)
     if config.sync_bn:
         if place.device.type == "cpu" or args.dp_devices:
             raise UserError("sync_bn is for several GPUs with a process for each; leave it out")
@@ -184,12 +185,12 @@ def check_order(start: Start, origin: dict[str, Any], steps_per_epoch: int) -> N
     if changed or start.progress.step >= steps_per_epoch:
         raise UserError(
             f"{start.path} stands within an epoch, and the order of the data would change there ({changed}); set these "
-            "as they were (global_batch is train_batch_size x GPUs, group_sizes come from the data sets), or delete "
+            "as they were (global_batch is train_batch_size x GPUs, group_sizes come from the datasets), or delete "
             "the step_*.pth files to go on from the last whole epoch"
         )
 
 
-def wrap_model(args: argparse.Namespace, place: Place, model: nn.Module) -> nn.Module:
+def wrap_model(args: argparse.Namespace, place: ProcessInfo, model: nn.Module) -> nn.Module:
     """The model for several GPUs. The criterion is not part of it, so each way is a line."""
     network = torch.compile(model) if args.compile else model
     if args.dp_devices:
@@ -203,7 +204,7 @@ def wrap_model(args: argparse.Namespace, place: Place, model: nn.Module) -> nn.M
     return network
 
 
-def build_loader(place: Place, config: Config, data: MixedDataset, sampler: MixedSampler) -> DataLoader:
+def build_loader(place: ProcessInfo, config: Config, data: MixedDataset, sampler: MixedSampler) -> DataLoader:
     """Loader workers share the CPU cores among the processes of this machine."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", place.world))
     workers = min(config.num_thread, max(1, (os.cpu_count() or 1) // here))
@@ -252,7 +253,7 @@ def timed_batches(run: Training, now: Progress) -> Iterator[tuple[Sample, float]
         UserError: a sample cannot be read, or a worker was killed.
     """
     run.sampler.set_epoch(now.epoch, now.step)
-    batches = one_line_errors(run.loader)
+    batches = unwrap_worker_errors(run.loader)
     while True:
         begun = time.monotonic()
         sample = next(batches, None)

@@ -65,7 +65,7 @@ SMALL = Config(body_backbone="resnet18", hand_backbone="resnet18")
 
 @pytest.fixture
 def small_model(mano: TwoHandMano) -> InterWild:
-    """The network with small trunks and random heads that give plausible hands, in evaluation mode."""
+    """The network with small backbones and random heads that give plausible hands, in evaluation mode."""
     return make_small(mano)
 
 

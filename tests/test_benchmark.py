@@ -22,7 +22,7 @@ from main.model import prepare_inference
 from tool import benchmark
 from tool.benchmarks.core import Clock, Figure, peak_memory, table
 from tool.benchmarks.data import metrics
-from tool.benchmarks.network import Bench, Trunks, dense_heatmaps, trunk_inputs
+from tool.benchmarks.network import Backbones, Bench, dense_heatmaps, trunk_inputs
 from tool.benchmarks.profile import run_profile
 
 CPU = torch.device("cpu")
@@ -151,15 +151,20 @@ def make_bench(model: torch.nn.Module, mano: torch.nn.Module) -> Bench:
 
 
 def test_the_reference_sees_what_the_trunks_see(small_model, mano):
-    """The same shapes go into the trunks alone as into those of the network."""
+    """The same shapes go into the backbones alone as into those of the network."""
     seen = {}
-    trunks = Trunks(small_model, with_deconv=True)
-    parts = {"body": trunks.body.conv1, "hand": trunks.hand.conv1, "pair": trunks.pair.layer1, "deconv": trunks.deconv}
+    backbones = Backbones(small_model, with_deconv=True)
+    parts = {
+        "body": backbones.body.conv1,
+        "hand": backbones.hand.conv1,
+        "pair": backbones.pair.layer1,
+        "deconv": backbones.deconv,
+    }
     for name, part in parts.items():
         part.register_forward_pre_hook(lambda _, x, name=name: seen.setdefault(name, []).append(x[0].shape))
     with torch.inference_mode():
         small_model(torch.rand(2, 3, *small_model.frames.crop))
-        trunks(*trunk_inputs(small_model, 2, make_bench(small_model, mano)))
+        backbones(*trunk_inputs(small_model, 2, make_bench(small_model, mano)))
     assert set(seen) == set(parts) and all(first == second for first, second in seen.values())
 
 

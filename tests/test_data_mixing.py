@@ -18,8 +18,8 @@ from data.dataset import (
     SampleKey,
     init_worker,
     mix_groups,
-    one_line_errors,
     open_training,
+    unwrap_worker_errors,
 )
 from main.config import Config
 
@@ -101,7 +101,7 @@ def load(dataset: MixedDataset, workers: int, **settings) -> list[Sample]:
     loader = DataLoader(
         dataset, batch_sampler=sampler, num_workers=workers, worker_init_fn=init_worker if workers else None, **settings
     )
-    return list(one_line_errors(loader))
+    return list(unwrap_worker_errors(loader))
 
 
 def test_workers_change_nothing(recorded, cache):  # noqa: F811
@@ -137,7 +137,7 @@ def test_a_broken_sample_stops_training_with_one_line(broken):
 
 
 def test_a_skipped_sample_is_replaced_and_counted(broken, capsys):
-    """By another of the same data set, the same each time, told once."""
+    """By another of the same dataset, the same each time, told once."""
     first = load(open_training(CONFIG, broken, seed=7, skip_bad=True), 0)
     assert capsys.readouterr().err.count("skipped InterHand26M 7065: cannot read") == 1
     again = load(open_training(CONFIG, broken, seed=7, skip_bad=True), 0)

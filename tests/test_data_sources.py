@@ -12,15 +12,16 @@ from test_data_targets import cache, recorded  # noqa: F401
 
 from common.errors import UserError
 from common.utils.augment import IDENTITY
-from data.dataset import HandDataset, open_dataset, open_source
+from data.dataset import HandDataset
 from data.InterHand26M.InterHand26M import InterHand26M
 from data.layouts import TEST_ID_RANGE, TEST_IDS_LEFT_OUT
+from main.build import open_dataset, open_source
 from main.config import Config
 
 
 @pytest.fixture
 def copy(recorded: Path, tmp_path: Path) -> Path:  # noqa: F811
-    """A copy of the recorded data sets, to be broken."""
+    """A copy of the recorded datasets, to be broken."""
     shutil.copytree(recorded / "data", tmp_path / "data")
     return tmp_path / "data"
 
@@ -218,7 +219,7 @@ def test_reinterhand_lists(copy):
 def test_hic_is_a_test_set(recorded):  # noqa: F811
     with pytest.raises(UserError, match="HIC has no train split"):
         open_source("HIC", "train", Config(), recorded / "data")
-    with pytest.raises(UserError, match="there is no data set 'FreiHAND'"):
+    with pytest.raises(UserError, match="there is no dataset 'FreiHAND'"):
         open_source("FreiHAND", "train", Config(), recorded / "data")
 
 

@@ -1,4 +1,4 @@
-"""The four data sets give the published system's samples; the hand-model side does not depend on the batch."""
+"""The four datasets give the published system's samples; the hand-model side does not depend on the batch."""
 
 import json
 import shutil
@@ -16,7 +16,8 @@ from torch.utils.data import default_collate
 from common.targets import build_images, build_targets, complete_truth
 from common.types import LEFT, RIGHT
 from common.utils.augment import IDENTITY, Augmentation, draw_augmentation, mirror_affine, warp_augmented
-from data.dataset import HandDataset, open_dataset
+from data.dataset import HandDataset
+from main.build import open_dataset
 from main.config import Config, config_to_dict
 from main.options import config_of_checkpoint
 from tool import parity
@@ -26,7 +27,7 @@ TURNED = Augmentation(0.85, -40.0, (1.2, 0.8, 1.05), True)
 
 @pytest.fixture(scope="session")
 def recorded(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recorded data sets and their figures, laid out as `tool/parity.py` wants them."""
+    """The recorded datasets and their figures, laid out as `tool/parity.py` wants them."""
     folder = tmp_path_factory.mktemp("recorded")
     with zipfile.ZipFile(golden / "datasets" / "data.zip") as archive:
         archive.extractall(folder)
@@ -194,7 +195,7 @@ def test_images_are_coloured_and_clipped(recorded, cache):
 
 
 def test_config_survives_a_checkpoint():
-    """Lists that stand for tuples, and a checkpoint from before there were data sets in it."""
+    """Lists that stand for tuples, and a checkpoint from before there were datasets in it."""
     config = replace(Config(), trainset_3d=("HIC",))
     values = json.loads(json.dumps(config_to_dict(config)))
     assert config_of_checkpoint({"config": values}, Path()) == config

@@ -273,7 +273,7 @@ def test_hands_that_are_no_pair_stand_apart_in_the_scene():
     """Each has a virtual camera of its own, in whose space it is near the origin; the page and the GLB show both."""
     from common.drawing.raster import HandMesh
     from common.utils.camera import project
-    from demo.results import into_one_space
+    from demo.results import merge_into_shared_camera
 
     rng = np.random.default_rng(0)
     hands = [
@@ -283,11 +283,11 @@ def test_hands_that_are_no_pair_stand_apart_in_the_scene():
         )
         for side, z, focal, princpt in ((0, 0.3, 900.0, (100.0, 200.0)), (1, 0.7, 700.0, (500.0, 260.0)))
     ]  # fmt: skip
-    right, left = into_one_space(hands)
+    right, left = merge_into_shared_camera(hands)
     assert right is hands[0] and left.camera == right.camera
     shift = left.vertices_cam - hands[1].vertices_cam
     assert np.ptp(shift, axis=0).max() < 1e-12  # the size stays
     seen = project(left.vertices_cam.mean(0), left.camera)
     assert seen == pytest.approx(project(hands[1].vertices_cam.mean(0), hands[1].camera))
     assert left.vertices_cam[:, 0].min() - right.vertices_cam[:, 0].max() > 0.1
-    assert into_one_space([]) == [] and into_one_space(hands[1:]) == hands[1:]
+    assert merge_into_shared_camera([]) == [] and merge_into_shared_camera(hands[1:]) == hands[1:]

@@ -11,38 +11,38 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.distributed import Place, StopSignal, barrier, launch
+from common.distributed import ProcessInfo, StopSignal, barrier, launch
 from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 TWO = [torch.device("cpu")] * 2
 
 
-def fail_everywhere(place: Place) -> None:
+def fail_everywhere(place: ProcessInfo) -> None:
     raise UserError("this is wrong")
 
 
-def fail_in_second(place: Place) -> None:
+def fail_in_second(place: ProcessInfo) -> None:
     if place.rank:
         raise UserError("this is wrong")
     barrier(place)
 
 
-def kill_second(place: Place) -> None:
+def kill_second(place: ProcessInfo) -> None:
     """As the system does when memory runs out."""
     if place.rank:
         os.kill(os.getpid(), signal.SIGKILL)
     barrier(place)
 
 
-def wait_long(folder: Path, place: Place) -> None:
+def wait_long(folder: Path, place: ProcessInfo) -> None:
     (folder / str(os.getpid())).touch()
     barrier(place)
     (folder / "together").touch()
     time.sleep(60)
 
 
-def work_until_asked(folder: Path, place: Place) -> None:
+def work_until_asked(folder: Path, place: ProcessInfo) -> None:
     with StopSignal() as stop:
         barrier(place)
         (folder / f"at work {place.rank}").touch()
@@ -77,7 +77,7 @@ def start_script(folder: Path, work: str, sign: str) -> subprocess.Popen:
     ],
 )
 def test_one_that_fails_ends_all_with_one_line(
-    work: Callable[[Place], None], told: str, capfd: pytest.CaptureFixture
+    work: Callable[[ProcessInfo], None], told: str, capfd: pytest.CaptureFixture
 ) -> None:
     """However many of them it concerns, and though the others only wait; nothing else is printed."""
     begun = time.monotonic()

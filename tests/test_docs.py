@@ -357,7 +357,7 @@ def dedent(text: str) -> str:
     return re.sub(r"^    ", "", text, flags=re.MULTILINE) if text.startswith("    ") else text
 
 
-# ---- The data set of docs/adding-a-dataset.md ----
+# ---- The dataset of docs/adding-a-dataset.md ----
 
 PICTURES = 4
 FOCAL, PRINCPT, SIZE = (600.0, 610.0), (159.5, 119.5), (240, 320)
@@ -399,7 +399,7 @@ def write_gloves(root: Path, mano: TwoHandMano, joint_names: tuple[str, ...]) ->
 
 @pytest.fixture
 def gloves(tmp_path: Path, mano: TwoHandMano, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """data/dataset.py as the page wants it, with the page's source in place and a GloveBox folder in tmp_path/sets."""
+    """main/build.py as the page wants it, with the page's source in place and a GloveBox folder in tmp_path/sets."""
     source, entry, import_line, branch, protocol = (
         block.text for block in blocks(ROOT / "docs" / "adding-a-dataset.md", "python")
     )
@@ -410,7 +410,7 @@ def gloves(tmp_path: Path, mano: TwoHandMano, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(data_package, "__path__", [*data_package.__path__, str(tmp_path / "data")])
 
     entries = tmp_path / "entries.py"
-    imports = "from common.metrics import Protocol\nfrom data.layouts import DatasetInfo\n"
+    imports = "from common.metrics import EvalProtocol\nfrom data.layouts import DatasetInfo\n"
     entries.write_text(f"{imports}INFO = {{\n{entry}}}\nPROTOCOL = {{\n{protocol}}}\n")
     made = load_file(entries)
     known = MappingProxyType({**layouts.DATASETS, **made.INFO})
@@ -418,11 +418,11 @@ def gloves(tmp_path: Path, mano: TwoHandMano, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(module, "DATASETS", known)
     monkeypatch.setitem(metrics.PROTOCOLS, "GloveBox", made.PROTOCOL["GloveBox"])
 
-    text = (ROOT / "data" / "dataset.py").read_text()
-    last_line = '    raise UserError(f"there is no data set'
+    text = (ROOT / "main" / "build.py").read_text()
+    last_line = '    raise UserError(f"there is no dataset'
     first_import = "from data.HIC.HIC import HIC\n"
     assert text.count(last_line) == text.count(first_import) == 1
-    changed = tmp_path / "changed_dataset.py"
+    changed = tmp_path / "changed_build.py"
     changed.write_text(text.replace(first_import, first_import + import_line).replace(last_line, branch + last_line))
     module = load_file(changed)
     names = importlib.import_module("data.GloveBox.GloveBox").GLOVEBOX_JOINTS

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.errors import UserError, explain_failure, one_line
 from common.utils.files import atomic_write, make_folder, write_json
-from data.dataset import init_worker, one_line_errors
+from data.dataset import init_worker, unwrap_worker_errors
 from data.store import open_store
 from tests.faults import fault_campaign
 from tool.toy.formats import toy_folder
@@ -147,15 +147,16 @@ class Trouble(Dataset):
 def test_a_worker_that_meets_a_broken_sample():
     loader = DataLoader(Trouble("broken"), batch_size=2, num_workers=1, worker_init_fn=init_worker)
     with pytest.raises(UserError, match="^sample 5: is broken$"):
-        list(one_line_errors(loader))
+        list(unwrap_worker_errors(loader))
 
 
 def test_a_worker_that_is_killed():
     """PyTorch raises its error wherever the program just is, and so not in these tests' own process."""
     code = """
 sys.path.insert(0, "tests")
-from test_faults import DataLoader, Trouble, init_worker, one_line_errors
-for batch in one_line_errors(DataLoader(Trouble("killed"), batch_size=1, num_workers=1, worker_init_fn=init_worker)):
+from test_faults import DataLoader, Trouble, init_worker, unwrap_worker_errors
+loader = DataLoader(Trouble("killed"), batch_size=1, num_workers=1, worker_init_fn=init_worker)
+for batch in unwrap_worker_errors(loader):
     begun = time.monotonic()
     while time.monotonic() < begun + 0.1:
         pass
@@ -257,7 +258,7 @@ def test_annotations_from_any_time(tmp_path, when, capsys):
 @pytest.mark.parametrize("name", ["processes", "commands"])
 def test_campaign(tmp_path, name):
     # Without those of little memory: there the libraries themselves now and then end the process.
-    place = fault_campaign.Place(tmp_path / "faults", ["SIG", "killed", "full", "two at once", "gone"])
+    place = fault_campaign.Workspace(tmp_path / "faults", ["SIG", "killed", "full", "two at once", "gone"])
     place.make()
     counts, broken = fault_campaign.run_trial(place, name, range(1))
     assert not broken and counts.total() > 5, "\n".join(broken)
@@ -266,7 +267,7 @@ def test_campaign(tmp_path, name):
 @pytest.mark.parametrize("name", ["pictures", "hands", "checkpoints"])
 def test_campaign_runs(tmp_path, monkeypatch, name):
     """The trials of the long campaign do what they say, and notice when the rule is broken."""
-    place = fault_campaign.Place(tmp_path / "faults", [])
+    place = fault_campaign.Workspace(tmp_path / "faults", [])
     monkeypatch.setattr(fault_campaign, "run_script", lambda *_: subprocess.CompletedProcess([], 0, "", ""))
     monkeypatch.setattr(fault_campaign.shutil, "copytree", lambda *_, **__: None)
     place.make()

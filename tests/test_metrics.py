@@ -16,8 +16,8 @@ from common.metrics import (
     Estimate,
     Evaluator,
     boxes_to_image,
+    compute_errors,
     joint_error,
-    measure,
     procrustes,
     vertex_error,
 )
@@ -154,7 +154,7 @@ def test_a_sample_counts_once(mano):
     estimate, truth = make_truth(mano)
     evaluator = evaluator_of("HIC", mano)
     evaluator.update([0, 1, 2, 1], estimate, truth)
-    with pytest.raises(ValueError, match="sample 1 of the data set was evaluated twice"):
+    with pytest.raises(ValueError, match="sample 1 of the dataset was evaluated twice"):
         evaluator.compute()
 
 
@@ -328,7 +328,7 @@ def test_single_samples_add_up(recorded_items, mano):
 def test_items_are_metres(recorded_items, mano):
     """Millimetres are made at the end only."""
     _, estimate, truth, known, figures = recorded_items["HIC_test"]
-    items = measure(PROTOCOLS["HIC"], mano, estimate, truth, known)
+    items = compute_errors(PROTOCOLS["HIC"], mano, estimate, truth, known)
     mean = float(items["rel_error"][items["rel_counts"]].double().mean())
     assert mean * 1000 == pytest.approx(figures["full"]["MRRPE"], rel=1e-4)
 

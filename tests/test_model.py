@@ -74,7 +74,7 @@ def test_an_empty_batch(small_model, images):
 
 
 def test_the_left_hand_is_seen_as_a_right_hand(small_model, images):
-    """On a mirrored image, with mirrored boxes, the trunk is shown the same two patches, in the other order."""
+    """On a mirrored image, with mirrored boxes, the backbone is shown the same two patches, in the other order."""
     seen = []
     small_model.hand_roi_net.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     frames, side = SMALL.frames, 60.0  # px in `body`
@@ -92,7 +92,7 @@ def test_the_left_hand_is_seen_as_a_right_hand(small_model, images):
 
 def test_where_gradients_go(small_model, images):
     """Hand losses do not reach the detector, the relative translation does not reach the position network, the
-    translation trunk's stem gets nothing; everything else learns."""
+    translation backbone's stem gets nothing; everything else learns."""
     small_model.train()
 
     def reached(loss: Tensor) -> set[str]:

@@ -91,7 +91,7 @@ def test_crop_hands(unit, case):
 
 
 def test_pair_heatmaps(unit):
-    """Both hands' joints -> the square around them -> the heat-maps of the translation network."""
+    """Both hands' joints -> the square around them -> the heatmaps of the translation network."""
     joints = torch.stack([torch.from_numpy(unit[f"trans/{side}joint_hm"]) for side in "rl"], 1)
     hand_to_crop = torch.stack([torch.from_numpy(unit[f"trans/{side}h2o"]) for side in "rl"], 1)
     joints_crop = apply_affine(hand_to_crop, rescale(joints, FRAMES.hand_hm, FRAMES.hand))

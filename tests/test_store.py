@@ -48,7 +48,7 @@ def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """The folder of a data set with one annotation file."""
+    """The folder of a dataset with one annotation file."""
     folder = tmp_path / "dataset"
     folder.mkdir()
     (folder / "data.json").write_text("5")

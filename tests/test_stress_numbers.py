@@ -21,12 +21,12 @@ from common.targets import make_sample
 from common.types import ManoParams
 from common.utils.affine import apply_affine, box_to_grid, invert_affine
 from common.utils.augment import IDENTITY, draw_augmentation
-from common.utils.boxes import body_box, box_around, iou, restore_box, sanitize_xywh
+from common.utils.boxes import bbox_from_points, body_box, iou, restore_box, sanitize_xywh
 from common.utils.camera import distort_fisheye, place_before_camera, project_pinhole
 from common.utils.frames import Frames
 from common.utils.heatmaps import sample_features, soft_argmax
 from common.utils.rotations import axis_angle_to_matrix, matrix_to_axis_angle, rot6d_to_matrix
-from data.dataset import open_source
+from main.build import open_source
 from main.config import PRESETS, Config
 from main.model import build_model
 from main.options import change_config, check_config
@@ -55,7 +55,7 @@ GRADIENTS = {
     "soft-argmax 2D": (soft_argmax, [leaf(1, 2, 3, 4)]),
     "soft-argmax 3D": (soft_argmax, [leaf(1, 2, 3, 2, 4)]),
     "sampling": (sample_features, [leaf(2, 3, 5, 4), (leaf(2, 4, 2).detach() * 0.7 + 2.23).requires_grad_()]),
-    "heat-map convolution": (
+    "heatmap convolution": (
         lambda j, w, b: convolve_heatmaps(j + 3, w, b, (3, 4, 5)),
         [leaf(2, 2, 3), leaf(2, 6, 3, 3, seed=1, scale=0.05), leaf(2, seed=2)],
     ),
@@ -143,9 +143,9 @@ def test_hands_are_cut_from_any_box(box):
 
 def test_boxes_of_nothing():
     points = np.zeros((2, 3, 2))
-    box, found = box_around(points, np.zeros((2, 3), bool), 1.2)
+    box, found = bbox_from_points(points, np.zeros((2, 3), bool), 1.2)
     assert not found.any() and np.isfinite(box).all()
-    box, found = box_around(points, np.ones((2, 3), bool), 1.2)
+    box, found = bbox_from_points(points, np.ones((2, 3), bool), 1.2)
     assert found.all() and (box[:, 2:] == 0).all()
     for empty in ((0, 0, 0, 0), (5, 5, -3, 4), (1e9, 0, 5, 5), (np.nan, 0, 5, 5), (0, 0, np.inf, np.nan)):
         assert sanitize_xywh(np.array(empty), (100, 100)) is None

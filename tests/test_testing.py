@@ -1,4 +1,4 @@
-"""`main/test.py` end to end on the recorded data sets, with a small network."""
+"""`main/test.py` end to end on the recorded datasets, with a small network."""
 
 import csv
 import json
@@ -106,7 +106,7 @@ def test_a_broken_network_is_named_not_averaged(monkeypatch, arguments, tmp_path
 
 def test_mistakes_are_one_line(monkeypatch, arguments, tmp_path):
     for more, message in (
-        (["--testset", "HICC"], "there is no data set 'HICC'"),
+        (["--testset", "HICC"], "there is no dataset 'HICC'"),
         (["--data", str(tmp_path)], "HIC.json is missing"),
         (["--batch_size", "0"], "test_batch_size must be at least 1"),
         (["--hand_backbone", "resnet50"], "does not fit this network"),

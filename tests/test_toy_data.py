@@ -19,8 +19,8 @@ from common.types import SIDES, ManoParams
 from common.utils.camera import CaptureCamera, project_capture
 from common.utils.images import load_image
 from common.utils.joints import INTERHAND_JOINTS, REINTERHAND_JOINTS, reorder_index
-from data.dataset import open_dataset
 from data.layouts import TEST_CAPTURES, TOY_MARK
+from main.build import open_dataset
 from main.config import Config
 from tool import make_toy_data
 from tool.toy import scene as toy_scene
@@ -51,7 +51,7 @@ def rig(standin: Path) -> toy_scene.HandRig:
 
 @pytest.fixture(scope="module")
 def toy(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All four data sets, small."""
+    """All four datasets, small."""
     folder = tmp_path_factory.mktemp("toy")
     run(["--out", str(folder), "--mano", str(standin), *ARGS])
     return folder

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.distributed import FolderLock, Place, StopSignal
+from common.distributed import FolderLock, ProcessInfo, StopSignal
 from common.errors import UserError
 from common.logger import TrainLog
 from main import train as program
@@ -29,7 +29,7 @@ from tool import make_toy_data
 from tool.toy.standin_hand import write_standin
 
 ROOT = Path(__file__).resolve().parent.parent
-PLACE = Place(0, 1, 0, torch.device("cpu"))
+PLACE = ProcessInfo(0, 1, 0, torch.device("cpu"))
 # Smaller than the small preset: here the time goes into reading and writing checkpoints.
 TINY = ("crop=128,96", "body=64,64", "body_hm=16,16", "hand=64,64", "hand_hm=2,2", "pair_hm=16,16", "pair_bins=16")
 
@@ -45,7 +45,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """8 samples of two data sets, and hand models."""
+    """8 samples of two datasets, and hand models."""
     folder = tmp_path_factory.mktemp("toy")
     (folder / "mano").mkdir()
     write_standin(folder / "mano")

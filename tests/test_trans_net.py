@@ -15,7 +15,7 @@ CASES = {
 
 
 def dense(joints: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """The published form: every joint's 3D heat-map, then the convolution with depth as channels."""
+    """The published form: every joint's 3D heatmap, then the convolution with depth as channels."""
     depth, height, width = size
     z, y, x = torch.meshgrid(*(torch.arange(n, dtype=joints.dtype) for n in (depth, height, width)), indexing="ij")
     delta = torch.stack((x, y, z), -1) - joints[:, :, None, None, None]

@@ -10,9 +10,9 @@
 A ratio is measured in turns, one round after the other in one process, so that whatever else the machine does meets
 both alike; what is printed is the median of the rounds' ratios, and their smallest and largest. Stages:
 
-    inference   the whole network / its three trunks and the detector's deconv
+    inference   the whole network / its three backbones and the detector's deconv
     trans_net   the translation network's input / the dense form of it: time, memory, numbers
-    step        the step of main/train.py with everything in it / forward and backward of the three trunks
+    step        the step of main/train.py with everything in it / forward and backward of the three backbones
     loader      a training sample / decoding and warping its image (of --data, else of toy data made for it)
     store       opening cached annotations, and what a loader worker adds (tool/measure_store.py)
     metrics     all that main/test.py does after the network, on one core
@@ -101,7 +101,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--no_growth", action="store_true", help="leave out how cost grows")
     parser.add_argument("--profile", action="store_true", help="name the slowest parts of inference and step")
-    parser.add_argument("--data", type=Path, help="folder of the data sets (default: toy data made for this)")
+    parser.add_argument("--data", type=Path, help="folder of the datasets (default: toy data made for this)")
     parser.add_argument("--mano", type=Path, help="folder of the MANO files (default: the usual one, else a stand-in)")
     parser.add_argument(
         "--annotations", type=count, nargs="+", default=[10_000, 100_000], metavar="N",
@@ -165,7 +165,7 @@ def find_mano(given: Path | None, work: Path) -> Path:
 
 
 def make_toy_data(folder: Path, mano: Path) -> None:
-    """Toy data sets, unless they are there from the last time."""
+    """Toy datasets, unless they are there from the last time."""
     from tool import measure_store
 
     if all((folder / name).exists() for name in TOY_SETS):

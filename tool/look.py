@@ -41,7 +41,7 @@ def main() -> None:
     from common.nets.mano_files import read_hand_models
     from common.utils.files import write_image
     from common.utils.images import quiet_opencv
-    from data.dataset import open_dataset
+    from main.build import open_dataset
     from main.config import Config
 
     quiet_opencv()
@@ -68,8 +68,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", required=True, help="InterHand26M, MSCOCO, HIC or ReInterHand")
     parser.add_argument("--split", choices=("train", "test"), default="train")
-    parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the data sets (default: data)")
-    parser.add_argument("--cache", type=Path, help="folder of annotation caches (default: in the data set's own)")
+    parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the datasets (default: data)")
+    parser.add_argument("--cache", type=Path, help="folder of annotation caches (default: in the dataset's own)")
     parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help="folder of MANO_RIGHT.pkl and MANO_LEFT.pkl")
     parser.add_argument("--subset", choices=("all", "human"), help="InterHand26M: which annotations")
     parser.add_argument("--cam_mode", choices=("Mugsy_cameras", "Ego_cameras"), default="Mugsy_cameras")

@@ -33,17 +33,17 @@ def main() -> None:
 
     from common.checkpoint import save_checkpoint
     from main.config import Config, config_to_dict
-    from main.model import build_model, init_trunks
+    from main.model import build_model, init_backbones
     from main.options import change_config
 
     config = change_config(Config(), PRESETS[args.preset] if args.preset else {}, "the preset")
     torch.manual_seed(args.seed)
     model = build_model(config, mano=None)
-    init_trunks(model, args.init)
+    init_backbones(model, args.init)
     if args.heads == "visible":
         show_something(model)
     save_checkpoint(args.out, model, epoch=0, config=config_to_dict(config))
-    print(f"wrote {args.out}: an untrained network ({args.init} trunks, random heads)")
+    print(f"wrote {args.out}: an untrained network ({args.init} backbones, random heads)")
 
 
 def show_something(model: "InterWild") -> None:
@@ -56,7 +56,7 @@ def show_something(model: "InterWild") -> None:
     from torchvision.models.resnet import BasicBlock, Bottleneck
 
     boxes, positions, rotations = model.body_box_net, model.hand_position_net, model.hand_rotation_net
-    # How far the answers spread, found by trying: peaked heat-maps, moderate turns, hands about 10 cm apart.
+    # How far the answers spread, found by trying: peaked heatmaps, moderate turns, hands about 10 cm apart.
     spread = {
         boxes.deconv: 1,
         boxes.bbox_center: 2000,
@@ -82,7 +82,9 @@ def show_something(model: "InterWild") -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--init", choices=("imagenet", "random"), default="imagenet", help="trunks (default: imagenet)")
+    parser.add_argument(
+        "--init", choices=("imagenet", "random"), default="imagenet", help="backbones (default: imagenet)"
+    )
     parser.add_argument("--preset", choices=sorted(PRESETS), help="another network; small: for a CPU")
     parser.add_argument(
         "--heads", choices=("visible", "start"), default="visible", help="varied, or as a training starts with"

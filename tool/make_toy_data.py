@@ -1,18 +1,18 @@
-"""Write toy data sets: pictures of generated hands, in the official layouts of the four data sets.
+"""Write toy datasets: pictures of generated hands, in the official layouts of the four datasets.
 
     python tool/make_toy_data.py
     python tool/make_toy_data.py --out /tmp/data --sets InterHand26M,MSCOCO --train 2000 --test 200 --seed 1
 
 Writes InterHand26M, MSCOCO, HIC (test only) and ReInterHand into folders of these names under --out (default: data of
-this project), so that everything that reads the real data sets runs without them. The hands are those of the MANO
+this project), so that everything that reads the real datasets runs without them. The hands are those of the MANO
 files, or of their stand-in (python tool/make_standin_hand.py). The same command writes the same bytes.
 
---train and --test count samples a data set. ReInterHand counts pictures of its default kind (Mugsy cameras,
+--train and --test count samples a dataset. ReInterHand counts pictures of its default kind (Mugsy cameras,
 envmap_per_frame); its other kinds are written as well, about twice as many again. --scale 0.5 halves the pictures'
 sides, but for HIC, whose camera is fixed. --variety 0.3 makes hands differ less, which a small network learns sooner:
 more at rest, upright, side by side, seen from less far around.
 
-Each data set replaces older toy data whole or not at all. A folder which holds something else is left alone.
+Each dataset replaces older toy data whole or not at all. A folder which holds something else is left alone.
 Exit code: 0; 2 with one line on stderr if something cannot be read or written.
 """
 
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def check_args(args: argparse.Namespace) -> list[str]:
-    """The data sets that are asked for; raises UserError if they, or a number, make no sense."""
+    """The datasets that are asked for; raises UserError if they, or a number, make no sense."""
     names = list(dict.fromkeys(args.sets.split(",")))
     unknown = [name for name in names if name not in SETS]
     if unknown:
@@ -82,10 +82,10 @@ def check_args(args: argparse.Namespace) -> list[str]:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "data", help="folder of the data sets (default: data)")
+    parser.add_argument("--out", type=Path, default=ROOT / "data", help="folder of the datasets (default: data)")
     parser.add_argument("--sets", default=",".join(SETS), help="comma-separated (default: %(default)s)")
-    parser.add_argument("--train", type=int, default=200, help="training samples a data set (default: %(default)s)")
-    parser.add_argument("--test", type=int, default=50, help="test samples a data set (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=200, help="training samples a dataset (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=50, help="test samples a dataset (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
     parser.add_argument("--scale", type=float, default=1.0, help="of the pictures' size (default: 1)")
     parser.add_argument("--variety", type=float, default=1.0, help="of poses and views, 0 to 1 (default: 1)")

@@ -229,7 +229,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--counts", type=int, nargs="+", default=[1_000_000], help="sizes to try (default: 1000000)")
-    what.add_argument("--root", type=Path, help="folder of a real InterHand26M data set")
+    what.add_argument("--root", type=Path, help="folder of a real InterHand26M dataset")
     parser.add_argument("--work", type=Path, help="folder for what is made on the way")
     parser.add_argument("--samples", type=int, default=5000, help="annotations a worker reads (default: 5000)")
     parser.add_argument("--workers", type=int, default=8, help="(default: 8)")

@@ -7,9 +7,9 @@ DIR of --golden holds the recorded figures, --what names the parts to compare:
     forward   forward_test.npz, and forward_mid.npz and tolerance.json if there are any. Needs --snapshot, in the
               published layout, and --inputs, one array `images` (N, 3, H, W), float32 in [0, 1]
     loss      loss.json and loss_batch.npz, and loss_detail.npz and tolerance.json if there are any. Needs --snapshot
-    datasets  datasets/index.json and datasets/{set}.npz, of the data sets in data/. Needs neither:
+    datasets  datasets/index.json and datasets/{set}.npz, of the datasets in data/. Needs neither:
               python tool/parity.py --what datasets --golden DIR --mano DIR --out DIR
-    metrics   datasets/metrics.json of the predictions in datasets/{set}_pred.npz, of the data sets in data/. Likewise
+    metrics   datasets/metrics.json of the predictions in datasets/{set}_pred.npz, of the datasets in data/. Likewise
 
 Results are written to --out under the recorded files' own names and keys. Prints the worst error of each tensor beside
 its tolerance; exits 1 if one is outside.

@@ -11,7 +11,7 @@ class BoxNet(nn.Module):
     """Body features -> centre, size and confidence of the right and the left hand's box.
 
     Args:
-        in_channels: channels of the body trunk.
+        in_channels: channels of the body backbone.
         channels: width of the transposed convolutions.
     """
 

@@ -1,4 +1,4 @@
-"""ResNet trunks: torchvision's networks without pooling and classifier, their parameter names kept; and a small one."""
+"""ResNet backbones: torchvision networks without pooling and classifier, parameter names kept; and a small one."""
 
 from pathlib import Path
 from urllib.error import URLError
@@ -37,7 +37,7 @@ def _shortcut(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 # name -> (torchvision's builder, the ImageNet weights training starts from, output channels)
-TRUNKS = {
+BACKBONES = {
     "resnet10_half": (SmallResNet, None, 256),
     "resnet18": (resnet.resnet18, resnet.ResNet18_Weights.IMAGENET1K_V1, 512),
     "resnet34": (resnet.resnet34, resnet.ResNet34_Weights.IMAGENET1K_V1, 512),
@@ -51,7 +51,7 @@ class ResNetTrunk(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        build, _, self.channels = TRUNKS[name]
+        build, _, self.channels = BACKBONES[name]
         network = build(weights=None)
         self.stem_channels = network.conv1.out_channels
         self.conv1, self.bn1 = network.conv1, network.bn1
@@ -71,23 +71,25 @@ class ResNetTrunk(nn.Module):
         return self.stages(self.stem(image))
 
 
-def load_imagenet(trunk: ResNetTrunk) -> None:
-    """Start a trunk from torchvision's ImageNet weights, downloaded once into PyTorch's cache.
+def load_imagenet(backbone: ResNetTrunk) -> None:
+    """Start a backbone from torchvision's ImageNet weights, downloaded once into PyTorch's cache.
 
     Raises:
-        UserError: there are none of this trunk; the file is not in the cache and cannot be downloaded, or is damaged.
+        UserError: this backbone has no weights; the file is not in the cache and cannot be downloaded, or is damaged.
     """
-    weights = TRUNKS[trunk.name][1]
+    weights = BACKBONES[backbone.name][1]
     if weights is None:
-        raise UserError(f"there are no ImageNet weights for {trunk.name}; start from random numbers with --init random")
+        raise UserError(
+            f"there are no ImageNet weights for {backbone.name}; start from random numbers with --init random"
+        )
     file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[1]
     try:
         state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True, map_location="cpu")
-        own = trunk.state_dict()
-        trunk.load_state_dict({key: state[key] for key in own})  # all but the classifier
+        own = backbone.state_dict()
+        backbone.load_state_dict({key: state[key] for key in own})  # all but the classifier
     except (URLError, OSError) as error:
         raise UserError(
-            f"no ImageNet weights for {trunk.name} ({error}); download {weights.url} elsewhere and put it at {file}, "
+            f"no ImageNet weights for {backbone.name} ({error}); download {weights.url} elsewhere, put it at {file}, "
             "or start from random numbers with --init random"
         ) from None
     except (RuntimeError, KeyError) as error:

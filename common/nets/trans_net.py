@@ -11,7 +11,7 @@ from common.utils.heatmaps import sample_features
 from common.utils.joints import WRIST
 
 SIGMA = 2.5  # cells, the Gaussian of each joint
-PEAK = 255.0  # the heat-map's value at a joint
+PEAK = 255.0  # the heatmap's value at a joint
 BOX_EXTENSION = 1.2  # each hand's joint box is enlarged by this
 
 
@@ -31,9 +31,9 @@ def gaussian(positions: Tensor, size: int) -> Tensor:
 
 
 def convolve_heatmaps(joints: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """The 3 x 3 convolution of all joints' 3D Gaussian heat-maps, without making the heat-maps.
+    """The 3 x 3 convolution of all joints' 3D Gaussian heatmaps, without making the heatmaps.
 
-    A joint's heat-map, 255 exp(-((x - x_j)^2 + (y - y_j)^2 + (z - z_j)^2) / (2 sigma^2)), is a product of three
+    A joint's heatmap, 255 exp(-((x - x_j)^2 + (y - y_j)^2 + (z - z_j)^2) / (2 sigma^2)), is a product of three
     vectors, and its depth is the convolution's input channel. So the sum over channels goes first (a 3 x 3 kernel a
     joint), then the sum over kernel rows, then over kernel columns and joints: one matrix product a kernel column.
 
@@ -41,7 +41,7 @@ def convolve_heatmaps(joints: Tensor, weight: Tensor, bias: Tensor, size: tuple[
         joints: (N, P, 3) x, y, z in cells.
         weight: (C, P * D, 3, 3), channel = joint * D + depth.
         bias: (C,).
-        size: (D, H, W) of the heat-maps.
+        size: (D, H, W) of the heatmaps.
 
     Returns:
         (N, C, H, W): what `conv2d(heatmaps, weight, bias, padding=1)` gives, the sums in another order.
@@ -69,7 +69,7 @@ def convolve_heatmaps(joints: Tensor, weight: Tensor, bias: Tensor, size: tuple[
 class TransNet(nn.Module):
     """Both hands' 2.5D joints -> relative translation.
 
-    The trunk is used from `layer1` on. Its stem (`conv1`, `bn1`) never runs; it stays, without gradient, because the
+    The backbone is used from `layer1` on. Its stem (`conv1`, `bn1`) never runs; it stays, without gradient, because the
     published files hold it.
     """
 

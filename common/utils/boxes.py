@@ -101,7 +101,7 @@ def xywh_to_xyxy(box_xywh: np.ndarray) -> np.ndarray:
     return np.concatenate((box_xywh[..., :2], box_xywh[..., :2] + box_xywh[..., 2:]), -1)
 
 
-def box_around(points: np.ndarray, counts: np.ndarray, extension: float) -> tuple[np.ndarray, np.ndarray]:
+def bbox_from_points(points: np.ndarray, counts: np.ndarray, extension: float) -> tuple[np.ndarray, np.ndarray]:
     """The tight box of points, enlarged about its centre.
 
     Args:

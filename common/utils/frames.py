@@ -7,7 +7,7 @@
 | `image`   | pixels of the file  | what the user gave, what is reported                                          |
 | `crop`    | 512 x 384           | the person crop, the network's input                                          |
 | `body`    | 256 x 192           | the crop resized for the box detector                                         |
-| `body_hm` | 64 x 48             | the detector's heat-maps                                                      |
+| `body_hm` | 64 x 48             | the detector's heatmaps                                                      |
 | `hand`    | 256 x 256           | one hand's crop; the virtual camera looks at it                               |
 | `hand_hm` | 8 x 8 x 8           | one hand's 2.5D joints (z: root-relative depth in bins)                       |
 | `pair_hm` | 64 x 64 x 64        | both hands' 2.5D joints, read by the translation network                      |

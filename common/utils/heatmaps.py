@@ -1,4 +1,4 @@
-"""Heat-maps: reading a point off one, reading features at a point."""
+"""Heatmaps: reading a point off one, reading features at a point."""
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,7 @@ def sample_features(features: Tensor, points: Tensor) -> Tensor:
 
 
 def depth_to_bin(depth_rel: Tensor, bins: int, depth_range: float) -> Tensor:
-    """Root-relative depth, m -> heat-map depth in bins: (z / (range / 2) + 1) / 2 * bins."""
+    """Root-relative depth, m -> heatmap depth in bins: (z / (range / 2) + 1) / 2 * bins."""
     return (depth_rel / (depth_range / 2) + 1) / 2 * bins
 
 

@@ -22,7 +22,7 @@ FINGERTIP_VERTICES = {"Thumb_4": 745, "Index_4": 317, "Middle_4": 445, "Ring_4":
 # (parent, child) indices into JOINTS, finger by finger: 4 bones a finger.
 BONES = tuple((0 if k == 0 else 4 * f + k, 4 * f + k + 1) for f in range(len(FINGERS)) for k in range(4))
 
-# The joints of one hand in the order of each data set's files.
+# The joints of one hand in the order of each dataset's files.
 INTERHAND_JOINTS = (*(f"{finger}_{k}" for finger in FINGERS for k in (4, 3, 2, 1)), "Wrist")
 COCO_JOINTS = JOINTS
 REINTERHAND_JOINTS = (

@@ -9,7 +9,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.types import HAND_TYPES, SIDES, Annotation
-from common.utils.boxes import box_around, xywh_to_xyxy
+from common.utils.boxes import bbox_from_points, xywh_to_xyxy
 from common.utils.camera import CaptureCamera, project_capture
 from data.layouts import HIC_JSON
 from data.reading import (
@@ -102,7 +102,9 @@ class HIC:
                 vertices_cam[hand], valid[hand] = read_mesh(path_in(self.folder, path), VERTEX_COUNT), True
         # A missing hand has no depth to divide by.
         points = np.where(valid[:, None, None], vertices_cam, 1.0)
-        boxes, _ = box_around(project_capture(points, CAMERA), np.ones((2, VERTEX_COUNT), bool), HAND_BOX_EXTENSION)
+        boxes, _ = bbox_from_points(
+            project_capture(points, CAMERA), np.ones((2, VERTEX_COUNT), bool), HAND_BOX_EXTENSION
+        )
         height, width = columns["image_size"][index].tolist()
         return Annotation(
             id=int(columns["id"][index]),

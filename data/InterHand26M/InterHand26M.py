@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.types import HAND_TYPES, LEFT, RIGHT, Annotation
-from common.utils.boxes import box_around, sanitize_boxes_xywh, xywh_to_xyxy
+from common.utils.boxes import bbox_from_points, sanitize_boxes_xywh, xywh_to_xyxy
 from common.utils.camera import CaptureCamera, project_pinhole, world_to_cam
 from common.utils.joints import INTERHAND_JOINTS, WRIST, reorder_index
 from data.layouts import INTERHAND_IMAGES, INTERHAND_JSONS, TEST_ID_RANGE, TEST_IDS_LEFT_OUT
@@ -413,7 +413,7 @@ def _apply_rules(labels: dict[str, np.ndarray], cameras: np.ndarray, frames: Col
         joints_cam[~valid] = INVALID_JOINT_CAM
         with np.errstate(divide="ignore", invalid="ignore"):
             joints_image = project_pinhole(joints_cam, numbers[:, None, None, 12:14], numbers[:, None, None, 14:])
-            boxes, found = box_around(joints_image, scored[part], HAND_BOX_EXTENSION)
+            boxes, found = bbox_from_points(joints_image, scored[part], HAND_BOX_EXTENSION)
         for row in start + np.flatnonzero((~np.isfinite(boxes)).any((1, 2))):
             problems.add(int(row), "a joint lies in the plane of the camera, so that it has no place in the picture")
             kept[row] = True

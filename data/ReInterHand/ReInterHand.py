@@ -16,7 +16,7 @@ from PIL import Image
 
 from common.errors import UserError
 from common.types import SIDES, Annotation
-from common.utils.boxes import box_around, xywh_to_xyxy
+from common.utils.boxes import bbox_from_points, xywh_to_xyxy
 from common.utils.camera import CaptureCamera, project_capture, world_to_cam
 from common.utils.joints import REINTERHAND_JOINTS, reorder_index
 from data.layouts import is_test_capture
@@ -148,7 +148,7 @@ class ReInterHand:
         joints_image = project_capture(joints_cam, camera)
         in_image = ((joints_image >= 0) & (joints_image < (width, height))).all(-1)
         in_image[:, STUB] = False
-        boxes, boxes_valid = box_around(joints_image, in_image, HAND_BOX_EXTENSION)
+        boxes, boxes_valid = bbox_from_points(joints_image, in_image, HAND_BOX_EXTENSION)
 
         fits = [folder / "mano_fits" / "params" / f"{frame}_{side}.json" for side in SIDES]
         mano, mano_transl = as_mano(np.array([read_json(path, HandParams).numbers() for path in fits]))

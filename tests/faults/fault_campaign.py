@@ -4,7 +4,7 @@
     python tests/faults/fault_campaign.py --out /tmp/faults --seeds 500 --what data,pictures,hands,checkpoints
     python tests/faults/fault_campaign.py --out /tmp/faults --seeds 5 --what commands,processes
 
-    data          annotation files of all data sets with faults; every sample is made
+    data          annotation files of all datasets with faults; every sample is made
     pictures      photos cut short, with bytes changed, of other kinds
     hands         MANO files with bytes or arrays changed
     checkpoints   with bytes, tensors, names or numbers changed
@@ -66,7 +66,7 @@ class Broken(Exception):
 
 # ---- Annotations ----
 
-# Data set, split, values of the configuration; and the files that are broken, by pattern.
+# Dataset, split, values of the configuration; and the files that are broken, by pattern.
 CASES: dict[str, tuple[str, str, dict[str, str], str]] = {
     "InterHand26M": ("InterHand26M", "train", {}, "annotations/train/*.json"),
     "MSCOCO train": ("MSCOCO", "train", {}, "annotations/*train*.json"),
@@ -95,7 +95,7 @@ def break_file(path: Path, rng: random.Random) -> None:
 
 
 def survey(folder: Path, case: str) -> tuple[list[str], int]:
-    """Open a data set and make every sample.
+    """Open a dataset and make every sample.
 
     Returns:
         The messages, and how many samples there are (-1: it was refused as a whole). Whatever is not a UserError comes
@@ -139,7 +139,7 @@ def check_line(text: str) -> None:
         raise Broken(f"no clear line: {text[:300]!r}")
 
 
-def try_data(place: "Place", seed: int) -> Iterator[tuple[str, str]]:
+def try_data(place: "Workspace", seed: int) -> Iterator[tuple[str, str]]:
     """Each case with one broken file."""
     for case in CASES:
         rng = random.Random(f"{case} {seed}")
@@ -158,7 +158,7 @@ def try_data(place: "Place", seed: int) -> Iterator[tuple[str, str]]:
 # ---- Pictures, hand models, checkpoints ----
 
 
-def try_pictures(place: "Place", seed: int) -> Iterator[tuple[str, str]]:
+def try_pictures(place: "Workspace", seed: int) -> Iterator[tuple[str, str]]:
     from common.utils.images import load_image
 
     for name, data in place.pictures.items():
@@ -174,7 +174,7 @@ def try_pictures(place: "Place", seed: int) -> Iterator[tuple[str, str]]:
             yield name.split(".")[1], REFUSED
 
 
-def try_hands(place: "Place", seed: int) -> Iterator[tuple[str, str]]:
+def try_hands(place: "Workspace", seed: int) -> Iterator[tuple[str, str]]:
     import numpy as np
 
     from common.nets.mano_files import read_hand_models, read_pickle
@@ -201,7 +201,7 @@ def try_hands(place: "Place", seed: int) -> Iterator[tuple[str, str]]:
             yield kind, REFUSED
 
 
-def try_checkpoints(place: "Place", seed: int) -> Iterator[tuple[str, str]]:
+def try_checkpoints(place: "Workspace", seed: int) -> Iterator[tuple[str, str]]:
     import torch
 
     from common.checkpoint import load_network, read_checkpoint
@@ -253,7 +253,7 @@ COMMANDS: dict[str, str] = {
 }
 
 
-def try_commands(place: "Place", seed: int) -> Iterator[tuple[str, str]]:
+def try_commands(place: "Workspace", seed: int) -> Iterator[tuple[str, str]]:
     """Each script with a broken command line."""
     for script, line in COMMANDS.items():
         rng, out = random.Random(f"{script} {seed}"), place.out / "scratch" / "a" / "b" / "c"
@@ -271,7 +271,7 @@ def try_commands(place: "Place", seed: int) -> Iterator[tuple[str, str]]:
         )
 
 
-def run_script(place: "Place", script: str, words: list[str], **more: Any) -> subprocess.CompletedProcess:
+def run_script(place: "Workspace", script: str, words: list[str], **more: Any) -> subprocess.CompletedProcess:
     try:
         return subprocess.run(
             [sys.executable, str(place.project / script), *words],
@@ -299,7 +299,7 @@ def judge(code: int, messages: str, good: tuple[int, ...] = (0,)) -> str:
 class Running:
     """A script that runs, in a process group of its own; its messages go to a file."""
 
-    def __init__(self, place: "Place", script: str, line: str, out: Path, *more: str, **limits: int) -> None:
+    def __init__(self, place: "Workspace", script: str, line: str, out: Path, *more: str, **limits: int) -> None:
         def limit() -> None:
             for name, value in limits.items():
                 resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
@@ -357,11 +357,11 @@ def check_files(out: Path, leftovers: bool = False) -> None:
 TRAINING = COMMANDS["main/train.py"] + " --save_every 1 --continue"
 
 
-def train_signal(number: int, twice: bool = False) -> Callable[["Place", Path, random.Random], str]:
+def train_signal(number: int, twice: bool = False) -> Callable[["Workspace", Path, random.Random], str]:
     """A training that is asked to end."""
     codes = {signal.SIGTERM: (0,), signal.SIGINT: (130,), signal.SIGHUP: (0,)}[number]
 
-    def scenario(place: "Place", out: Path, rng: random.Random) -> str:
+    def scenario(place: "Workspace", out: Path, rng: random.Random) -> str:
         run = Running(place, "main/train.py", TRAINING, out, "--end_epoch", "50")
         run.wait_for(losses(out))
         time.sleep(rng.uniform(0, 0.5))
@@ -377,7 +377,7 @@ def train_signal(number: int, twice: bool = False) -> Callable[["Place", Path, r
     return scenario
 
 
-def train_worker_killed(place: "Place", out: Path, rng: random.Random) -> str:
+def train_worker_killed(place: "Workspace", out: Path, rng: random.Random) -> str:
     run = Running(place, "main/train.py", TRAINING, out, "--end_epoch", "50", "--workers", "1")
     if not run.wait_for(losses(out)):
         raise Broken("it ended before its worker was killed")
@@ -392,7 +392,7 @@ def kill_children(run: Running) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def train_twice(place: "Place", out: Path, rng: random.Random) -> str:
+def train_twice(place: "Workspace", out: Path, rng: random.Random) -> str:
     first = Running(place, "main/train.py", TRAINING, out, "--end_epoch", "50")
     first.wait_for(losses(out))
     second = run_script(place, "main/train.py", place.words(TRAINING, out))
@@ -403,8 +403,8 @@ def train_twice(place: "Place", out: Path, rng: random.Random) -> str:
     return REFUSED
 
 
-def little_memory(script: str, line: str) -> Callable[["Place", Path, random.Random], str]:
-    def scenario(place: "Place", out: Path, rng: random.Random) -> str:
+def little_memory(script: str, line: str) -> Callable[["Workspace", Path, random.Random], str]:
+    def scenario(place: "Workspace", out: Path, rng: random.Random) -> str:
         # The libraries alone take most of this as addresses; less than that, and they themselves end the process.
         limit = rng.randrange(*MEMORY_LIMITS)
         run = Running(place, script, line, out, AS=limit)
@@ -415,7 +415,7 @@ def little_memory(script: str, line: str) -> Callable[["Place", Path, random.Ran
     return scenario
 
 
-def test_worker_killed(place: "Place", out: Path, rng: random.Random) -> str:
+def test_worker_killed(place: "Workspace", out: Path, rng: random.Random) -> str:
     line = COMMANDS["main/test.py"].replace("--testset HIC --workers 0", "--testset MSCOCO --workers 1 --batch_size 1")
     run = Running(place, "main/test.py", line, out)
     if not run.wait_for(lambda: bool(run.children())):
@@ -428,8 +428,8 @@ def test_worker_killed(place: "Place", out: Path, rng: random.Random) -> str:
     return found
 
 
-def disk_full(script: str, line: str) -> Callable[["Place", Path, random.Random], str]:
-    def scenario(place: "Place", out: Path, rng: random.Random) -> str:
+def disk_full(script: str, line: str) -> Callable[["Workspace", Path, random.Random], str]:
+    def scenario(place: "Workspace", out: Path, rng: random.Random) -> str:
         run = Running(place, script, line, out, FSIZE=rng.choice([20_000, 50_000]))
         found = run.end((0,), "large" if script != "demo/demo.py" else "could not be done")
         check_files(out)
@@ -438,10 +438,10 @@ def disk_full(script: str, line: str) -> Callable[["Place", Path, random.Random]
     return scenario
 
 
-def ended(script: str, line: str, number: int, code: int) -> Callable[["Place", Path, random.Random], str]:
+def ended(script: str, line: str, number: int, code: int) -> Callable[["Workspace", Path, random.Random], str]:
     """A script that is asked to end at any moment leaves whole files and nothing half-written."""
 
-    def scenario(place: "Place", out: Path, rng: random.Random) -> str:
+    def scenario(place: "Workspace", out: Path, rng: random.Random) -> str:
         run = Running(place, script, line, out)
         time.sleep(rng.uniform(0.3, 6))
         run.process.send_signal(number)
@@ -452,10 +452,10 @@ def ended(script: str, line: str, number: int, code: int) -> Callable[["Place", 
     return scenario
 
 
-def together(script: str, line: str) -> Callable[["Place", Path, random.Random], str]:
+def together(script: str, line: str) -> Callable[["Workspace", Path, random.Random], str]:
     """Two at once in one folder: both right, or one refused."""
 
-    def scenario(place: "Place", out: Path, rng: random.Random) -> str:
+    def scenario(place: "Workspace", out: Path, rng: random.Random) -> str:
         first = Running(place, script, line, out)
         time.sleep(rng.uniform(0, 2))
         more = Running.__new__(Running)
@@ -474,7 +474,7 @@ def together(script: str, line: str) -> Callable[["Place", Path, random.Random],
     return scenario
 
 
-def reader_gone(place: "Place", out: Path, rng: random.Random) -> str:
+def reader_gone(place: "Workspace", out: Path, rng: random.Random) -> str:
     """`demo.py --help | head -1`."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -490,7 +490,7 @@ def reader_gone(place: "Place", out: Path, rng: random.Random) -> str:
 MEMORY_LIMITS = (1_500_000_000, 6_000_000_000)  # bytes of addresses
 TEST, DEMO = COMMANDS["main/test.py"], COMMANDS["demo/demo.py"]
 TOY = COMMANDS["tool/make_toy_data.py"]
-SCENARIOS: dict[str, Callable[["Place", Path, random.Random], str]] = {
+SCENARIOS: dict[str, Callable[["Workspace", Path, random.Random], str]] = {
     "train: SIGTERM": train_signal(signal.SIGTERM),
     "train: SIGTERM twice": train_signal(signal.SIGTERM, twice=True),
     "train: SIGINT": train_signal(signal.SIGINT),
@@ -516,7 +516,7 @@ SCENARIOS: dict[str, Callable[["Place", Path, random.Random], str]] = {
 }
 
 
-def try_processes(place: "Place", seed: int) -> Iterator[tuple[str, str]]:
+def try_processes(place: "Workspace", seed: int) -> Iterator[tuple[str, str]]:
     """Each scenario at another moment."""
     for name, scenario in SCENARIOS.items():
         if place.scenarios and not any(part in name for part in place.scenarios):
@@ -531,7 +531,7 @@ def try_processes(place: "Place", seed: int) -> Iterator[tuple[str, str]]:
 
 # ---- The campaign ----
 
-TRIALS: dict[str, Callable[["Place", int], Iterator[tuple[str, str]]]] = {
+TRIALS: dict[str, Callable[["Workspace", int], Iterator[tuple[str, str]]]] = {
     "data": try_data,
     "pictures": try_pictures,
     "hands": try_hands,
@@ -541,7 +541,7 @@ TRIALS: dict[str, Callable[["Place", int], Iterator[tuple[str, str]]]] = {
 }
 
 
-class Place:
+class Workspace:
     """A folder with a copy of the project, toy data, hand models, photos and a checkpoint of a small network."""
 
     def __init__(self, out: Path, scenarios: list[str]) -> None:
@@ -592,7 +592,7 @@ class Place:
         ]
 
 
-def run_trial(place: Place, name: str, seeds: range) -> tuple[Counter, list[str]]:
+def run_trial(place: Workspace, name: str, seeds: range) -> tuple[Counter, list[str]]:
     """All seeds of one kind of trial: (what, outcome) -> how often; and what broke the rule."""
     from tqdm import tqdm
 
@@ -619,7 +619,7 @@ def main() -> int:
 
     quiet_opencv()
     sys.stdout.flush()
-    place = Place(args.out.absolute(), args.scenarios.split(",") if args.scenarios else [])
+    place = Workspace(args.out.absolute(), args.scenarios.split(",") if args.scenarios else [])
     place.make()
     found, broken = {}, []
     for name in names:

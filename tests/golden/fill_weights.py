@@ -58,7 +58,7 @@ def fill_tensor(key, shape, salt=0):
         g = rng.uniform(0.8, 1.2, shape) * (0.35 if residual_tail else 1.0)
         return g.astype(np.float32)
     w = rng.standard_normal(shape) * np.sqrt(2.0 / _fan_in(key, shape))
-    if key == "hand_trans_net.conv.0.weight":  # its input is a 0..255 heat-map
+    if key == "hand_trans_net.conv.0.weight":  # its input is a 0..255 heatmap
         w *= 0.15
     if re.match(r"(body_backbone|hand_roi_net\.backbone)\.conv1\.weight", key):
         w *= 2.0

@@ -19,13 +19,14 @@ from common.utils.camera import Camera
 from common.utils.files import make_folder
 from common.utils.frames import Frames
 from common.utils.images import load_image
-from data.dataset import HandDataset, MixedSampler, init_worker, open_dataset, open_training
+from data.dataset import HandDataset, MixedSampler, init_worker
+from main.build import open_dataset, open_training
 from tool import measure_store
 from tool.benchmarks.core import Figure
 from tool.benchmarks.network import Bench
 
 LOADER_LIMIT, METRICS_LIMIT, RENDER_LIMIT = 1.5, 60.0, 0.05
-LOADER_IMAGES, WORKER_PASSES = 24, 6  # of each data set; through them
+LOADER_IMAGES, WORKER_PASSES = 24, 6  # of each dataset; through them
 METRICS_SAMPLES, METRICS_BATCH, METRICS_POOL = 100_000, 64, 4
 RENDER_SIZE = 512
 
@@ -46,7 +47,7 @@ def loader(bench: Bench, data: Path, toy: bool) -> list[Figure]:
 
 
 def one_loader(bench: Bench, dataset: HandDataset, what: str) -> Figure:
-    """The samples of one data set, each with its own augmentation."""
+    """The samples of one dataset, each with its own augmentation."""
     indices = np.linspace(0, len(dataset) - 1, min(LOADER_IMAGES, len(dataset))).astype(int).tolist()
     cases = []
     for index in indices:

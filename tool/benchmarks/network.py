@@ -78,8 +78,8 @@ def untrained(bench: Bench) -> InterWild:
     return bench.layout(model) if bench.channels_last else model
 
 
-class Trunks(nn.Module):
-    """The three trunks of a network, the very same modules, and nothing between them.
+class Backbones(nn.Module):
+    """The three backbones of a network, the very same modules, and nothing between them.
 
     Args:
         with_deconv: the detector's transposed convolutions, too.
@@ -95,12 +95,12 @@ class Trunks(nn.Module):
         self.deconv = model.body_box_net.deconv if with_deconv else nn.Identity()
 
     def forward(self, image_body: Tensor, hands: Tensor, pair: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the network gives each trunk: (N, 3, h, w), (2N, 3, h, w), and (N, 64, h, w) from `layer1` on."""
+        """What the network gives each backbone: (N, 3, h, w), (2N, 3, h, w), and (N, 64, h, w) from `layer1` on."""
         return self.deconv(self.body(image_body)), self.hand(hands), self.pair.stages(pair)
 
 
 def trunk_inputs(model: InterWild, batch: int, bench: Bench) -> tuple[Tensor, Tensor, Tensor]:
-    """Numbers of the shapes that the trunks see for a batch of images."""
+    """Numbers of the shapes that the backbones see for a batch of images."""
     frames, channels = model.frames, model.hand_trans_net.conv[0].out_channels
     shapes = (batch, 3, *frames.body), (2 * batch, 3, *frames.hand), (batch, channels, *frames.pair_hm)
     return tuple(bench.layout(torch.rand(shape)) for shape in shapes)
@@ -113,8 +113,8 @@ def describe_trunks(model: InterWild, bench: Bench) -> str:
     weight = model.hand_roi_net.backbone.conv1.weight
     layout = "channels last" if weight.is_contiguous(memory_format=torch.channels_last) else "channels first"
     return (
-        f"trunks alone: the same modules on an image's {body_h} x {body_w} body, two {hand_h} x {hand_w} hands, and "
-        f"{pair_h} x {pair_w} x 64 into the pair trunk from layer1 on; same batch, threads and mode, weights {layout}"
+        f"backbones alone: the same modules on an image's {body_h} x {body_w} body, two {hand_h} x {hand_w} hands, and "
+        f"{pair_h} x {pair_w} x 64 into the pair backbone from layer1 on; same batch, threads and mode, {layout}"
     )
 
 
@@ -124,17 +124,17 @@ def images_of(batch: int, bench: Bench) -> Tensor:
 
 
 def inference(bench: Bench, profile: bool = False) -> list[Figure]:
-    """The whole network against its trunks and the deconv."""
+    """The whole network against its backbones and the deconv."""
     model, figures = untrained(bench), []
-    trunks = Trunks(model, with_deconv=True)
+    backbones = Backbones(model, with_deconv=True)
     images, inputs = images_of(bench.images, bench), trunk_inputs(model, bench.images, bench)
-    operations = count_operations(trunks, inputs)
+    operations = count_operations(backbones, inputs)
     for dtype in bench.dtypes:
-        whole, parts = (torch.compile(x) if dtype == "compiled" else x for x in (model, trunks))
+        whole, parts = (torch.compile(x) if dtype == "compiled" else x for x in (model, backbones))
         with torch.inference_mode(), bench.autocast(dtype):
             figure = bench.clock.compare(
                 "inference",
-                f"inference / its trunks and deconv, {dtype}, batch {bench.images}",
+                f"inference / its backbones and deconv, {dtype}, batch {bench.images}",
                 lambda whole=whole: whole(images),
                 lambda parts=parts: parts(*inputs),
                 limit=bench.limit(INFERENCE_LIMIT),
@@ -177,7 +177,7 @@ def count_operations(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
 
 
 def rate(stage: str, dtype: str, operations: int, figure: Figure, bench: Bench) -> Figure:
-    """What share of the rate of a large matrix product, measured here, the convolutions of the trunks get."""
+    """What share of the rate of a large matrix product, measured here, the convolutions of the backbones get."""
     exact = isinstance(bench.autocast(dtype), nullcontext)
     size = MATMUL_SIZE[bench.device.type]
     with torch.no_grad():
@@ -189,7 +189,7 @@ def rate(stage: str, dtype: str, operations: int, figure: Figure, bench: Bench) 
     peak, whole = 2 * size**3 / seconds, operations / figure.parts["measured_s"]
     return Figure(
         stage,
-        f"{stage}: trunk operations a second, of a matrix product's, {dtype}",
+        f"{stage}: backbone operations a second, of a matrix product's, {dtype}",
         100 * whole / peak,
         "%",
         detail=f"{operations / 1e9:.1f} G operations in the time of the whole; {size} x {size} {a.dtype} matrices",
@@ -201,7 +201,7 @@ def rate(stage: str, dtype: str, operations: int, figure: Figure, bench: Bench) 
 
 
 def dense_heatmaps(joints: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """What `convolve_heatmaps` stands for: each joint's heat-map, depths as channels, then the convolution."""
+    """What `convolve_heatmaps` stands for: each joint's heatmap, depths as channels, then the convolution."""
     axes = (torch.arange(n, dtype=joints.dtype, device=joints.device) for n in size)
     z, y, x = torch.meshgrid(*axes, indexing="ij")
     heatmaps = torch.zeros(*joints.shape[:2], *size, device=joints.device, dtype=joints.dtype)
@@ -224,7 +224,7 @@ def trans_input(bench: Bench) -> list[Figure]:
         lambda: dense_heatmaps(*arguments),
     )
     what = f"TransNet's input, batch {batch}"
-    detail = f"dense: {weight.shape[1]}-channel heat-maps of {height} x {width}, convolution to {weight.shape[0]}"
+    detail = f"dense: {weight.shape[1]}-channel heatmaps of {height} x {width}, convolution to {weight.shape[0]}"
     with torch.inference_mode():
         expected = calls[1]()
         error = float((calls[0]() - expected).abs().max() / expected.abs().max())

@@ -1,4 +1,4 @@
-"""The training stage of tool/benchmark.py: the step of main/train.py against its trunks alone."""
+"""The training stage of tool/benchmark.py: the step of main/train.py against its backbones alone."""
 
 import argparse
 import time
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.data import default_collate
 
-from common.distributed import Place
+from common.distributed import ProcessInfo
 from data.dataset import to_device
 from main import train
 from main.training import Training, build_training
 from tool.benchmarks.core import Figure, peak_memory
-from tool.benchmarks.network import Bench, Trunks, count_operations, describe_trunks, rate, trunk_inputs
+from tool.benchmarks.network import Backbones, Bench, count_operations, describe_trunks, rate, trunk_inputs
 from tool.benchmarks.profile import run_profile
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ STEP_LIMIT = 1.25
 
 
 def open_run(bench: Bench, dtype: str, data: Path, mano: Path, output: Path) -> Training:
-    """A training as main/train.py sets it up, with untrained trunks."""
+    """A training as main/train.py sets it up, with untrained backbones."""
     args: argparse.Namespace = train.parse_args(
         ["--data", str(data), "--mano", str(mano), "--output", str(output), "--init", "random"]
     )
     args.channels_last, args.compile = bench.channels_last, dtype == "compiled"
     amp = "bf16" if dtype == "bf16" or (dtype == "compiled" and bench.device.type == "cuda") else "none"
     config = replace(bench.config, amp=amp, train_batch_size=1, num_thread=0)  # the batch is made once, here
-    return build_training(args, Place(0, 1, 0, bench.device), config, None)
+    return build_training(args, ProcessInfo(0, 1, 0, bench.device), config, None)
 
 
 def make_batch(run: Training, batch: int, device: torch.device) -> "Sample":
@@ -49,20 +49,20 @@ def step(run: Training, sample: "Sample", number: int = 0) -> None:
 
 
 class TrunkStep:
-    """Forward and backward of the trunks alone.
+    """Forward and backward of the backbones alone.
 
     The gradient comes from outside, and none goes to the inputs: no loss, no optimiser, no norm.
     """
 
     def __init__(self, run: Training, batch: int, bench: Bench, dtype: str, with_deconv: bool) -> None:
         model, self.bench, self.dtype = run.parts.model, bench, dtype
-        self.trunks = Trunks(model, with_deconv)
-        self.network = torch.compile(self.trunks) if dtype == "compiled" else self.trunks
+        self.backbones = Backbones(model, with_deconv)
+        self.network = torch.compile(self.backbones) if dtype == "compiled" else self.backbones
         self.inputs = trunk_inputs(model, batch, bench)
         self.gradients: list[torch.Tensor] | None = None
 
     def __call__(self) -> None:
-        self.trunks.zero_grad(set_to_none=True)
+        self.backbones.zero_grad(set_to_none=True)
         with self.bench.autocast(self.dtype):
             outputs = self.network(*self.inputs)
         if self.gradients is None:
@@ -71,7 +71,7 @@ class TrunkStep:
 
 
 def training_step(bench: Bench, batch: int, data: Path, mano: Path, output: Path, profile: bool) -> list[Figure]:
-    """The step against its trunks, for each dtype."""
+    """The step against its backbones, for each dtype."""
     figures = []
     for dtype in bench.dtypes:
         run = open_run(bench, dtype, data, mano, output / f"training_{dtype}")
@@ -80,7 +80,7 @@ def training_step(bench: Bench, batch: int, data: Path, mano: Path, output: Path
             reference = TrunkStep(run, batch, bench, dtype, with_deconv=False)
             figure = bench.clock.compare(
                 "step",
-                f"training step / its trunks, {dtype}, batch {batch}",
+                f"training step / its backbones, {dtype}, batch {batch}",
                 lambda run=run, sample=sample: step(run, sample),
                 reference,
                 limit=bench.limit(STEP_LIMIT),
@@ -89,7 +89,7 @@ def training_step(bench: Bench, batch: int, data: Path, mano: Path, output: Path
             )
             figures.append(figure)
             figures.append(with_deconv(run, batch, bench, dtype, reference))
-            operations = 3 * count_operations(reference.trunks, reference.inputs)
+            operations = 3 * count_operations(reference.backbones, reference.inputs)
             figures.append(rate("step", dtype, operations, figure, bench))
             figures.append(memory(run, sample, bench, dtype, batch))
             if profile and dtype == bench.dtypes[0]:
@@ -105,14 +105,14 @@ def training_step(bench: Bench, batch: int, data: Path, mano: Path, output: Path
     return figures
 
 
-def with_deconv(run: Training, batch: int, bench: Bench, dtype: str, trunks: TrunkStep) -> Figure:
-    """What of the ratio is the detector's deconv, which is convolutions as large as a trunk's."""
+def with_deconv(run: Training, batch: int, bench: Bench, dtype: str, backbones: TrunkStep) -> Figure:
+    """What of the ratio is the detector's deconv, which is convolutions as large as a backbone's."""
     return bench.clock.compare(
         "step",
-        f"  of that: trunks and deconv / trunks, {dtype}",
+        f"  of that: backbones and deconv / backbones, {dtype}",
         TrunkStep(run, batch, bench, dtype, with_deconv=True),
-        trunks,
-        detail="a step cannot be nearer to its trunks than this",
+        backbones,
+        detail="a step cannot be nearer to its backbones than this",
     )
 
 

@@ -1,4 +1,4 @@
-"""tool/doctor.py on the data sets with one list of images and one of annotations: InterHand26M, MSCOCO, HIC."""
+"""tool/doctor.py on the datasets with one list of images and one of annotations: InterHand26M, MSCOCO, HIC."""
 
 import math
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The datasets part of `tool/parity.py`: every sample of the recorded data sets under the recorded names."""
+"""The datasets part of `tool/parity.py`: every sample of the recorded datasets under the recorded names."""
 
 import re
 from argparse import Namespace
@@ -24,13 +24,14 @@ from common.utils.boxes import body_box
 from common.utils.files import make_folder, write_json
 from common.utils.joints import INTERHAND_JOINTS, JOINTS
 from common.utils.rotations import axis_angle_to_matrix
-from data.dataset import HandDataset, open_dataset, to_device
+from data.dataset import HandDataset, to_device
 from data.reading import read_json, vector
+from main.build import open_dataset
 from main.config import Config
 from tool.published.forward import Report, load_npz
 from tool.published.official import official_eval_sample, official_sample
 
-# Absolute tolerances by the end of a field's name: heat-map cells, metres, radians, [0, 1].
+# Absolute tolerances by the end of a field's name: heatmap cells, metres, radians, [0, 1].
 TOLERANCE = {
     "joint_img": 2e-3, "mano_joint_img": 2e-3, "joint_cam": 2e-5, "mano_mesh_cam": 2e-5, "rel_trans": 2e-5,
     "mano_pose": 2e-4, "mano_shape": 1e-6, "bbox_center": 2e-3, "bbox_size": 2e-3, "bbox": 2e-3,
@@ -76,7 +77,7 @@ def run(args: Namespace) -> list[Report]:
     # Neither the recorded figures nor the results are a place for caches.
     with TemporaryDirectory() as temporary:
         cache = Path(temporary)
-        for name, recorded in tqdm(index.sets.items(), desc="data sets", leave=False):
+        for name, recorded in tqdm(index.sets.items(), desc="datasets", leave=False):
             dataset = open_recorded(name, args.golden / "data", cache)
             order = list(map(plain_id, recorded.ids))
             ids = [plain_id(dataset.source.id(i)) for i in range(len(dataset))]
@@ -103,10 +104,10 @@ def plain_id(id: Any) -> Any:
 
 
 def open_recorded(name: str, data_folder: Path, cache: Path) -> HandDataset:
-    """A data set by its recorded name, {set}[_{Mugsy|Ego}_{frame|segment}]_{train|test}."""
+    """A dataset by its recorded name, {set}[_{Mugsy|Ego}_{frame|segment}]_{train|test}."""
     match = re.fullmatch(r"([A-Za-z0-9]+)(?:_(Mugsy|Ego)_(frame|segment))?_(train|test)", name)
     if not match:
-        raise UserError(f"the recorded figures name a data set {name!r}, which is none of ours")
+        raise UserError(f"the recorded figures name a dataset {name!r}, which is none of ours")
     config = Config()
     if match[2]:
         config = replace(config, cam_mode=f"{match[2]}_cameras", envmap_mode=f"envmap_per_{match[3]}")
@@ -157,7 +158,7 @@ def named(augmentation: str, view: dict[str, dict[str, np.ndarray]]) -> dict[str
 
 
 def datalist(dataset: HandDataset, indices: list[int]) -> dict[str, np.ndarray]:
-    """What the published data sets keep of an annotation: px, mm, the files' order of joints; NaN for a missing box."""
+    """What the published datasets keep of an annotation: px, mm, the files' order of joints; NaN for a missing box."""
     source = dataset.source
     annotations = [source.annotation(i) for i in indices]
     boxes = np.array([hand_boxes(annotation) for annotation in annotations])
@@ -185,7 +186,7 @@ def enlarged_body_box(annotation: Annotation, dataset: HandDataset) -> np.ndarra
 
 
 def in_file_order(hands: list[np.ndarray], name: str) -> np.ndarray:
-    """N x (2, 21, C) in our order -> (N, 42, C) in the order of the data set's files."""
+    """N x (2, 21, C) in our order -> (N, 42, C) in the order of the dataset's files."""
     joints = np.array(hands)
     if name == "InterHand26M":
         return joints[:, :, [JOINTS.index(joint) for joint in INTERHAND_JOINTS]].reshape(len(joints), 42, -1)

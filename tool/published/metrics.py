@@ -1,4 +1,4 @@
-"""The metrics part of `tool/parity.py`: the evaluation of recorded predictions on the recorded data sets.
+"""The metrics part of `tool/parity.py`: the evaluation of recorded predictions on the recorded datasets.
 
 Written are the figures of the published evaluation under its labels. Where an average has no sample at all, or MPJPE
 one joint without any, the published system prints NaN: there null is written, which equals NaN or null in the recorded
@@ -86,7 +86,7 @@ def evaluate(
 
 
 def read_estimate(prediction: dict[str, np.ndarray], frames: Frames) -> Estimate:
-    """Predictions under the published names; what a data set does not score may be missing and is 0 here."""
+    """Predictions under the published names; what a dataset does not score may be missing and is 0 here."""
     boxes = torch.from_numpy(np.stack([prediction["rhand_bbox"], prediction["lhand_bbox"]], 1))
     count = len(boxes)
 

@@ -1,6 +1,6 @@
-"""What the writers of the four toy data sets share: folders that cannot harm real data, numbers, boxes, drawing.
+"""What the writers of the four toy datasets share: folders that cannot harm real data, numbers, boxes, drawing.
 
-A data set is made in a hidden folder beside its place and moved there when it is whole. `TOY_MARK` marks it as
+A dataset is made in a hidden folder beside its place and moved there when it is whole. `TOY_MARK` marks it as
 ours and lists its files; a folder with any other file in it is left alone.
 """
 
@@ -15,14 +15,14 @@ import numpy as np
 
 from common.errors import UserError
 from common.types import SIDES
-from common.utils.boxes import box_around, xywh_to_xyxy
+from common.utils.boxes import bbox_from_points, xywh_to_xyxy
 from common.utils.files import atomic_write, make_folder
 from data.layouts import TOY_MARK
 from tool.toy.picture import Look, Skin, draw_hands, finish
 from tool.toy.scene import HandRig, Hands, View, scaled_view
 
 PARTIAL = ".toy_partial"
-# What a data set's folder holds besides data: the project's own files, and what readers make of the data.
+# What a dataset's folder holds besides data: the project's own files, and what readers make of the data.
 NO_DATA = (".gitkeep", "__pycache__", "cache", TOY_MARK, PARTIAL)
 HEADER = """Toy data: pictures of generated hands, written by tool/make_toy_data.py. These are NOT the real data.
 The command replaces them only if this folder holds no other files than these (size in bytes, path):
@@ -46,7 +46,7 @@ class Plan(NamedTuple):
 
 
 def check_folder(folder: Path) -> None:
-    """See that a data set's folder may be written.
+    """See that a dataset's folder may be written.
 
     Raises:
         UserError: it holds files which are not toy data.
@@ -70,7 +70,7 @@ def check_folder(folder: Path) -> None:
 
 @contextmanager
 def toy_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write a data set into, which takes the place of the old toy data when the block ends well.
+    """A folder to write a dataset into, which takes the place of the old toy data when the block ends well.
 
     Raises:
         UserError: see `check_folder`; also if it cannot be written.
@@ -122,7 +122,7 @@ def _publish(staging: Path, folder: Path) -> None:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What a data set's folder holds of data, at the top."""
+    """What a dataset's folder holds of data, at the top."""
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     return [path for path in entries if path.name not in NO_DATA and path.suffix != ".py"]
 
@@ -173,7 +173,7 @@ def hand_type(present: np.ndarray) -> str:
 def box_of(points_image: np.ndarray, extension: float = 1.0) -> np.ndarray:
     """(..., 2) px -> (4,) xywh around all points, enlarged about its centre."""
     points = points_image.reshape(-1, 2)
-    return box_around(points, np.ones(len(points), bool), extension)[0]
+    return bbox_from_points(points, np.ones(len(points), bool), extension)[0]
 
 
 def clip_box(box_xywh: np.ndarray, size: tuple[int, int]) -> np.ndarray:

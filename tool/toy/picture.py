@@ -1,4 +1,4 @@
-"""How the toy data sets' scenes become pictures: skin, sleeves, light, shadows, backgrounds, a camera's faults.
+"""How the toy datasets' scenes become pictures: skin, sleeves, light, shadows, backgrounds, a camera's faults.
 
 Pure functions; colours are sRGB in 0..1 unless a name says `linear`. The geometry is that of `common.drawing.render`.
 """

@@ -1,9 +1,9 @@
-"""Scenes of the toy data sets: hands in believable random poses, alone or in contact, and cameras that look at them.
+"""Scenes of the toy datasets: hands in believable random poses, alone or in contact, and cameras that look at them.
 
 Everything is a pure function of its arguments; what is random comes from the generator that is passed in. Besides the
 frames of `common/utils/frames.py` there is one more, `stage`: metres, the hands around its origin, axes as those of a
 camera in front of the person (x right in the picture, y down, z away from the viewer). A writer takes it for its
-data set's world, or moves the hands to a camera with `move_hands`.
+dataset's world, or moves the hands to a camera with `move_hands`.
 """
 
 from dataclasses import dataclass, replace
@@ -205,7 +205,7 @@ class _Limp(NamedTuple):
 
 
 def _bend(rig: HandRig, hand_pose: np.ndarray, betas: np.ndarray) -> _Limp:
-    """Bend both hands. Numbers are rounded to float32 first, as the files of the data sets hold them."""
+    """Bend both hands. Numbers are rounded to float32 first, as the files of the datasets hold them."""
     hand_pose, betas = hand_pose.astype(np.float32), betas.astype(np.float32)
     params = ManoParams(torch.zeros(1, 2, 3), torch.from_numpy(hand_pose)[None], torch.from_numpy(betas)[None])
     with torch.no_grad():
