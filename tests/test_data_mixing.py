@@ -18,9 +18,9 @@ from data.dataset import (
     SampleKey,
     init_worker,
     mix_groups,
-    open_training,
     unwrap_worker_errors,
 )
+from main.build import open_training
 from main.config import Config
 
 CONFIG = Config(trainset_3d=("InterHand26M", "ReInterHand"), trainset_2d=("MSCOCO",))

@@ -33,6 +33,7 @@ from common.utils.augment import Augmentation
 from common.utils.frames import Frames
 from common.utils.joints import JOINTS
 from data import layouts, reading
+from data.dataset import SampleKey
 from main.config import Config
 from main.model import InterWild
 
@@ -448,7 +449,7 @@ def test_the_data_set_of_the_page_trains(gloves, tmp_path, mano: TwoHandMano, sm
     torch.testing.assert_close(targets.joints_crop[both], targets.mano_joints_crop[both], atol=0.05, rtol=0)
     fitted_rel = mano.regress_joints(targets.vertices_rel)
     torch.testing.assert_close(targets.joints_rel[both], fitted_rel[both], atol=1e-4, rtol=0)
-    key = gloves.SampleKey(0, 1, epoch=0, position=1)
+    key = SampleKey(0, 1, epoch=0, position=1)
     sample = default_collate([mixed[key]])
     losses = InterWildLoss(CONFIG.frames)(small_model(build_images(sample)), build_targets(sample, mano, CONFIG.frames))
     assert all(value.isfinite() for value in losses.values()) and losses["joint_cam"] > 0
