@@ -3,8 +3,8 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 FAILED, STOPPED = 2, 130  # exit codes
 # A picture of more pixels is taken for a bomb: 3/4 GB when decoded, by each thread or loader worker that meets it.
@@ -22,6 +22,27 @@ WORKER_KILLED = "a loader worker was killed, perhaps for lack of memory; use few
 
 class UserError(Exception):
     """A failure the user can mend. Its text is one line which says what is wrong and what to do."""
+
+
+@contextmanager
+def error_context(subject: object, *kinds: type[Exception], advice: str = "") -> Iterator[None]:
+    """Name the file or the sample that an error is about; everywhere else errors pass.
+
+    Args:
+        subject: what the message starts with, e.g. "cannot read photo.jpg".
+        kinds: exceptions of the library called inside that a user can cause, beside `OSError` and `UserError`.
+        advice: what to do, after the reason.
+
+    Raises:
+        UserError: "{subject}: {reason}; {advice}", for one of these exceptions.
+    """
+    try:
+        yield
+    except (UserError, OSError, *kinds) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+        raise UserError(f"{subject}: {reason}{'; ' if advice else ''}{advice}") from error
 
 
 def one_line(text: str) -> str:
