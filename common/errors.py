@@ -7,21 +7,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 FAILED, STOPPED = 2, 130  # exit codes
-# A picture of more pixels is taken for a bomb: 3/4 GB when decoded, by each thread or loader worker that meets it.
-MAX_PIXELS = 1 << 28
-# How libraries say that memory has run out, where they do not raise MemoryError.
+MAX_PIXELS = 1 << 28  # larger images are refused: decoded, they take 3/4 GB in each thread or loader worker
+# How libraries report that memory has run out, where they do not raise MemoryError.
 OUT_OF_MEMORY = (
     *("out of memory", "can't allocate memory", "cannot allocate memory", "failed to allocate", "bad_alloc"),
     *("can't start new thread", "failed to map segment"),
 )
-
-
-NO_MEMORY = "memory does not suffice; try smaller batches or pictures, fewer workers, or other devices"
+NO_MEMORY = (
+    "out of memory; use a smaller batch size (in training also --accumulate 2 or --amp bf16), smaller images, fewer "
+    "--workers or another device"
+)
 WORKER_KILLED = "a loader worker was killed, perhaps for lack of memory; use fewer --workers"
 
 
 class UserError(Exception):
-    """A failure the user can mend. Its text is one line which says what is wrong and what to do."""
+    """A failure the user can fix. Its text is one line that says what is wrong and what to do."""
 
 
 @contextmanager
@@ -46,16 +46,16 @@ def error_context(subject: object, *kinds: type[Exception], advice: str = "") ->
 
 
 def one_line(text: str) -> str:
-    """What cannot be printed in a line as an escape: file names may hold line breaks, and codes for terminals."""
+    """Escape what is not printable: file names may hold line breaks and terminal codes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def run_main(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and leave the process.
 
-    Exit code: what `main` returns (None is 0); 2 with one line on stderr for a `UserError`, for lack of memory and for
-    what the system refuses; 130 after Ctrl-C; 143 after SIGTERM, 129 after SIGHUP, where `main` does not handle them;
-    141 if the reader of the output has gone.
+    Exit code: what `main` returns (None is 0); 2 with one line on stderr for a `UserError`, out of memory and what the
+    system refuses; 130 after Ctrl-C; 143 after SIGTERM, 129 after SIGHUP, where `main` does not handle them; 141 if
+    the reader of the output has gone.
     """
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))  # OpenCV reads it when it is loaded
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
@@ -68,33 +68,30 @@ def _run(main: Callable[[], int | None]) -> int:
     try:
         code = main() or 0
         if sys.stdout is not None:
-            sys.stdout.flush()  # now, and not at the very end, where a failure cannot be told
+            sys.stdout.flush()  # at interpreter exit a failure could no longer be reported
         return code
-    except UserError as error:
-        return _fail(str(error))
     except KeyboardInterrupt:
         return _fail("stopped", STOPPED, "")
     except BrokenPipeError:  # e.g. `... | head`
         _drop_output()
         return 128 + 13
-    except OSError as error:
-        if is_out_of_memory(error):
-            return _fail(NO_MEMORY)
-        about = f"{error.filename}: " if error.filename else ""
-        if not about:
-            _drop_output()  # it may be what cannot be written, e.g. to a full disk
-        return _fail(f"{about}{error.strerror or error}")
     except Exception as error:
         text = explain_failure(error)
         if text is None:
             raise
+        if isinstance(error, OSError) and not error.filename:
+            _drop_output()  # it may be stdout that cannot be written, e.g. to a full disk
         return _fail(text)
 
 
 def explain_failure(error: BaseException) -> str | None:
-    """What to tell of an exception that comes from the machine and not from a bug; None if it may be one."""
+    """The line for an exception that the user or the machine caused; None if it may be a bug."""
+    if isinstance(error, UserError):
+        return str(error)
     if is_out_of_memory(error):
         return NO_MEMORY
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
     # PyTorch raises this wherever the program just is when a worker dies.
     return WORKER_KILLED if isinstance(error, RuntimeError) and "DataLoader worker" in str(error) else None
 
@@ -112,13 +109,13 @@ def _fail(text: str, code: int = FAILED, prefix: str = "error: ") -> int:
 
 
 def _leave(number: int, frame: object) -> None:
-    """End as after an error, so that half-written files are cleared away."""
+    """End as after an error, so that half-written files are removed."""
     for other in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(other, signal.SIG_DFL)  # the second time at once
+        signal.signal(other, signal.SIG_DFL)  # a second signal ends the process at once
     raise SystemExit(128 + number)
 
 
 def _drop_output() -> None:
-    """Let what is still to be written go nowhere, as Python would try at the very end."""
+    """Discard the unwritten output, which Python would write at exit."""
     with suppress(OSError, ValueError, AttributeError):  # there is no such file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

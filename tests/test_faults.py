@@ -43,11 +43,11 @@ run_main(main)
     ("code", "exit_code", "says"),
     [
         ("raise UserError('no\\nsuch \\x1b[31m file \\udcff ü')", 2, "error: no\\nsuch \\x1b[31m file \\udcff ü\n"),
-        ("bytearray(1 << 60)", 2, "error: memory does not suffice"),
+        ("bytearray(1 << 60)", 2, "error: out of memory"),
         (
             'raise RuntimeError("[enforce fail] DefaultCPUAllocator: can\'t allocate memory")',
             2,
-            "error: memory does not",
+            "error: out of memory",
         ),
         ("open('/nonexistent/a')", 2, "error: /nonexistent/a: No such file or directory\n"),
         ("raise KeyboardInterrupt", 130, "stopped\n"),
