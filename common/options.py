@@ -1,17 +1,24 @@
-"""Choices, defaults and kinds of numbers that command lines offer.
+"""The command line: the parser of all scripts, and the choices and defaults they share.
 
-Nothing heavy is imported here, so that --help answers at once, and nothing that an older Python does not understand.
+Nothing heavy is imported here, so that --help is quick, and the syntax stays within Python 3.7 for quickstart.py.
 """
 
+from __future__ import annotations
+
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Where the MANO files belong unless a command is told otherwise.
+# Where the MANO files belong unless a command names another folder.
 MANO_FOLDER = ROOT / "common" / "utils" / "human_model_files" / "mano"
 
-GPU_HELP = "GPUs to use, e.g. 0, 0-3 or 0,2; cpu for none (default: all there are, else the CPU)"
+GPU_HELP = "GPUs to use, e.g. 0, 0-3 or 0,2, or cpu (default: all GPUs, else the CPU)"
+MANO_HELP = "folder of MANO_RIGHT.pkl and MANO_LEFT.pkl (default: common/utils/human_model_files/mano)"
+DATA_HELP = "folder of the datasets (default: data)"
 
 # Which hands are reported; see `demo.predictor.HandPredictor.predict`.
 HAND_MODES = ("both", "right", "left", "auto")
@@ -22,6 +29,35 @@ RENDERERS = ("auto", "numpy", "pytorch3d")
 IMAGE_SUFFIXES = frozenset(
     f".{suffix}" for suffix in "jpg jpeg jpe png bmp dib webp tif tiff gif jp2 avif ppm pgm pnm".split()
 )
+
+
+class Parser(argparse.ArgumentParser):
+    """Long options take `-` and `_` alike (help shows `_`), and their former names stay accepted.
+
+    Args:
+        description: printed as it is, usually the module's docstring.
+        former: former name -> name, e.g. {"--out": "--output"}; help does not show them.
+    """
+
+    def __init__(self, description: str | None = None, former: dict[str, str] | None = None, **more: Any) -> None:
+        more.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(description=description, **more)
+        self.former = former or {}
+
+    def parse_known_args(  # type: ignore[override]  # the overloads for other namespace types are not needed
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As `ArgumentParser` does it; `parse_args` calls this."""
+        words = list(sys.argv[1:] if args is None else args)
+        end = words.index("--") if "--" in words else len(words)
+        return super().parse_known_args([*map(self._current, words[:end]), *words[end:]], namespace)
+
+    def _current(self, word: str) -> str:
+        if not word.startswith("--"):
+            return word
+        name, equals, value = word.partition("=")
+        name = "--" + name[2:].replace("-", "_")
+        return self.former.get(name, name) + equals + value
 
 
 def count(text: str) -> int:
