@@ -1,69 +1,72 @@
-"""Every number of the experiment, with the published values as defaults. Importing this file is cheap."""
+"""Every number of the experiment: its meaning, its limits and its default, which is the published value."""
 
-from __future__ import annotations
+from typing import Annotated, Any, Literal
 
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+import msgspec
+from msgspec import Meta, Struct
 
-if TYPE_CHECKING:
-    from common.utils.augment import AugmentationRange
-    from common.utils.frames import Frames
+from common.utils.augment import AugmentationRange
+from common.utils.frames import Frames, Positive
 
-
-def default_frames() -> Frames:
-    """The published frames."""
-    from common.utils.frames import Frames
-
-    return Frames()
+Backbone = Literal["resnet50", "resnet34", "resnet18", "resnet10_half"]  # the keys of `common.nets.resnet.BACKBONES`
+Datasets = tuple[str, ...]  # names of the folders under data/
+Subset = Annotated[Literal["all", "human"], Meta(description="InterHand26M: all annotations, or those by people only")]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 
 
-def default_augmentation() -> AugmentationRange:
-    """The published augmentation."""
-    from common.utils.augment import AugmentationRange
+class Config(Struct, frozen=True):
+    """Passed to the builders; modules take plain numbers and never see it. Descriptions are also the options' help."""
 
-    return AugmentationRange()
+    # Network
+    body_backbone: Annotated[Backbone, Meta(description="backbone of the box detector")] = "resnet50"
+    hand_backbone: Annotated[Backbone, Meta(description="backbone of the hand networks")] = "resnet50"
+    trans_backbone: Annotated[Backbone, Meta(description="backbone of the translation network")] = "resnet18"
+    box_channels: Annotated[int, Meta(ge=1, le=1024, description="width of the box detector's head")] = 256
+    frames: Annotated[Frames, Meta(description="sizes of the frames, see common/utils/frames.py")] = Frames()
+    hand_box_extension: Annotated[Positive, Meta(description="enlarges the predicted hand box before the crop")] = 2.0
+    wild_box_extension: Annotated[Positive, Meta(description="enlarges the person's box in MSCOCO and the demo")] = 1.25
+    studio_box_extension: Annotated[Positive, Meta(description="enlarges the person's box in the other datasets")] = 1.0
 
+    # Datasets
+    trainset_3d: Annotated[Datasets, Meta(description="training sets with depth")] = ("InterHand26M", "ReInterHand")
+    trainset_2d: Annotated[
+        Datasets, Meta(description="training sets without depth; the smaller of the two groups is repeated")
+    ] = ("MSCOCO",)
+    testset: Annotated[str, Meta(description="test set: InterHand26M, HIC, ReInterHand or MSCOCO")] = "HIC"
+    interhand_train_subset: Subset = "all"
+    interhand_test_subset: Subset = "human"
+    cam_mode: Annotated[Literal["Mugsy_cameras", "Ego_cameras"], Meta(description="ReInterHand: the cameras")] = (
+        "Mugsy_cameras"
+    )
+    envmap_mode: Annotated[
+        Literal["envmap_per_frame", "envmap_per_segment"], Meta(description="ReInterHand: the lighting")
+    ] = "envmap_per_frame"
+    augmentation: Annotated[
+        AugmentationRange, Meta(description="ranges of the augmentation, see common/utils/augment.py")
+    ] = AugmentationRange()
 
-@dataclass(frozen=True)
-class Config:
-    """Passed to the builders; modules take plain numbers and never see it."""
+    # Training; epochs count from 0.
+    lr: Annotated[Positive, Meta(description="learning rate of Adam")] = 1e-4
+    lr_dec_epoch: Annotated[
+        tuple[Annotated[int, Meta(ge=0, le=1_000_000)], ...], Meta(description="epochs that begin with a lower lr")
+    ] = (4,)
+    lr_dec_factor: Annotated[Positive, Meta(description="divides lr at each of these epochs")] = 10.0
+    end_epoch: Annotated[Count, Meta(description="number of epochs")] = 7
+    train_batch_size: Annotated[Count, Meta(description="samples per step on one GPU")] = 128
+    accumulate: Annotated[
+        Count, Meta(description="microbatches per step: less memory, the same losses; divides train_batch_size")
+    ] = 1
+    amp: Annotated[Literal["none", "bf16", "fp16"], Meta(description="mixed precision")] = "none"
+    sync_bn: Annotated[bool, Meta(description="batch norm over all GPUs instead of each over its own samples")] = False
+    seed: Annotated[
+        int, Meta(ge=0, le=2**63 - 1, description="seed of the initial weights, the sample order and the augmentation")
+    ] = 0
 
-    # Network. Backbone names are torchvision's, see common/nets/resnet.py.
-    body_backbone: str = "resnet50"
-    hand_backbone: str = "resnet50"
-    trans_backbone: str = "resnet18"
-    box_channels: int = 256  # width of the box detector's head
-    frames: Frames = field(default_factory=default_frames)
-    hand_box_extension: float = 2.0  # the predicted hand box is enlarged by this before it is cropped
-
-    # The person's box is enlarged by this before it is cropped.
-    wild_box_extension: float = 1.25  # photos: MSCOCO and the demo
-    studio_box_extension: float = 1.0  # InterHand26M, HIC, ReInterHand
-
-    # Datasets, by the names of their folders under data/.
-    trainset_3d: tuple[str, ...] = ("InterHand26M", "ReInterHand")  # with depth; concatenated
-    trainset_2d: tuple[str, ...] = ("MSCOCO",)  # without; the shorter of the two groups is repeated
-    testset: str = "HIC"
-    interhand_train_subset: str = "all"  # or human: the ids of aid_human_annot_train.txt
-    interhand_test_subset: str = "human"  # or all
-    cam_mode: str = "Mugsy_cameras"  # ReInterHand: or Ego_cameras
-    envmap_mode: str = "envmap_per_frame"  # ReInterHand: or envmap_per_segment
-    augmentation: AugmentationRange = field(default_factory=default_augmentation)
-
-    # Training. Epochs count from 0.
-    lr: float = 1e-4  # Adam's
-    lr_dec_epoch: tuple[int, ...] = (4,)  # as each of these epochs begins, lr is divided ...
-    lr_dec_factor: float = 10.0  # ... by this
-    end_epoch: int = 7  # how many epochs there are
-    train_batch_size: int = 128  # samples of a step on one GPU
-    accumulate: int = 1  # a step's samples go through the network in so many parts: less memory, the same losses
-    amp: str = "none"  # mixed precision: or bf16, fp16
-    sync_bn: bool = False  # batch norm over all GPUs; published: each GPU over its own samples
-    seed: int = 0  # of the untrained weights, the order of the data and the augmentation
-
-    # Both training and test.
-    test_batch_size: int = 64  # samples at once on one GPU
-    num_thread: int = 16  # loader workers of a process, at most; no more are started than there are CPU cores
+    # Training and test
+    test_batch_size: Annotated[Count, Meta(description="samples per batch on one GPU in a test")] = 64
+    num_thread: Annotated[
+        int, Meta(ge=0, le=10_000, description="loader workers per process, at most; never more than CPU cores")
+    ] = 16
 
 
 # Changes to the defaults, by name. "small" learns on two CPU cores within minutes.
@@ -90,5 +93,5 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
-    """Plain numbers, texts and lists, as a checkpoint keeps them."""
-    return asdict(config)
+    """Plain numbers, texts and tuples, as a checkpoint keeps them."""
+    return msgspec.to_builtins(config)

@@ -1,253 +1,185 @@
-"""`main/config.py` from the command line: one option for each of its values. Nothing heavy is imported here."""
+"""`main/config.py` from the command line, from a JSON file and from a checkpoint."""
 
 import argparse
 import json
 import math
+import re
 import reprlib
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, fields, is_dataclass, replace
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
-from main.config import PRESETS, Config
+import msgspec
+from msgspec.inspect import Field, LiteralType, Metadata, StructType, VarTupleType
 
-AMP_MODES = ("none", "bf16", "fp16")
-# Further names of an option, where another one is usual.
-ALIASES = {"num_thread": ("--workers",)}
-# Beyond these a network is a mistake, or a trap: it would take all memory.
-LARGEST_SIDE, MOST_BINS = 8192, 1024
-PARTS = ("frames", "augmentation")  # fields that are dataclasses
+from common.errors import UserError, error_context
+from main.config import PRESETS, Config, config_to_dict
+
+ALIASES = {"num_thread": ("--workers",)}  # the usual name beside the published one
+TYPE = msgspec.inspect.type_info(Config)
+assert isinstance(TYPE, StructType)
+FIELDS = {field.name: field for field in TYPE.fields}
 
 
-def add_config_options(parser: argparse.ArgumentParser, presets: bool = True) -> None:
+def add_config_options(parser: argparse.ArgumentParser, shown: Collection[str] = FIELDS, presets: bool = True) -> None:
     """Add --preset, --config and an option for each value of `Config`; `read_config` reads them.
 
     Args:
+        shown: names of the values that --help lists; the other options are accepted silently.
         presets: False where a checkpoint says what the network is.
     """
     group = parser.add_argument_group(
-        "values of main/config.py", "lists are written a,b,c; the parts of frames and augmentation as name=value"
+        "values of main/config.py", "lists are written a,b,c; the entries of frames and augmentation name=value"
     )
     if presets:
-        group.add_argument("--preset", choices=sorted(PRESETS), help="a set of other defaults; small: for a CPU")
-    group.add_argument("--config", type=Path, metavar="FILE", help="JSON file of such values")
-    for field in fields(Config):
-        part = field.name in PARTS
+        group.add_argument("--preset", choices=sorted(PRESETS), help="other defaults; small: for a CPU")
+    group.add_argument("--config", type=Path, metavar="FILE", help="JSON file with any of these values")
+    for name, field in FIELDS.items():
+        nested = _nested(field)
         group.add_argument(
-            f"--{field.name}",
-            *ALIASES.get(field.name, ()),
-            dest=f"config_{field.name}",
-            nargs="+" if part else None,
-            metavar="NAME=VALUE" if part else "VALUE",
-            help=None if part else f"(default: {_text(_default(field))})",
+            f"--{name}",
+            *ALIASES.get(name, ()),
+            dest=f"config_{name}",
+            nargs="+" if nested else None,
+            metavar="NAME=VALUE" if nested else "VALUE",
+            help=_help(field) if name in shown else argparse.SUPPRESS,
         )
 
 
-def _default(field: Field) -> Any:
-    return field.default if field.default is not MISSING else field.default_factory()
+def _kind(field: Field) -> Any:
+    return field.type.type if isinstance(field.type, Metadata) else field.type
 
 
-def _text(value: Any) -> str:
-    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return text.replace("%", "%%")
+def _nested(field: Field) -> tuple[str, ...]:
+    """The names of the entries, for frames and augmentation."""
+    kind = _kind(field)
+    return tuple(entry.name for entry in kind.fields) if isinstance(kind, StructType) else ()
+
+
+def _choices(field: Field) -> str:
+    kind = _kind(field)
+    return ", ".join(sorted(map(str, kind.values))) if isinstance(kind, LiteralType) else ""
+
+
+def _help(field: Field) -> str:
+    """Description, choices and default."""
+    description = (field.type.extra_json_schema or {})["description"] if isinstance(field.type, Metadata) else ""
+    if names := _nested(field):
+        return f"{description}; NAME is one of {', '.join(names)}"
+    default = ",".join(map(str, field.default)) if isinstance(_kind(field), VarTupleType) else str(field.default)
+    choices = f"choices: {_choices(field)}; " if _choices(field) else ""
+    return f"{description} ({choices}default: {default})".replace("%", "%%")
 
 
 def read_config(args: argparse.Namespace, base: Config | None = None) -> Config:
-    """The configuration that the options ask for.
+    """The configuration that the options give.
 
     Args:
         args: of a parser with `add_config_options`.
-        base: what the options change; then --preset does nothing. Default: the preset's, or the published values.
+        base: what the options change; --preset then has no effect. Default: the preset's or the published values.
 
     Raises:
-        UserError: an unknown name, or a value that makes no sense.
+        UserError: an unknown name, or a value out of its limits.
     """
-    config = base
-    if config is None:
-        preset = getattr(args, "preset", None)
-        config = change_config(Config(), PRESETS[preset] if preset else {}, "the preset")
+    config = base or preset_config(getattr(args, "preset", None))
     if args.config:
-        config = change_config(config, _read_json(args.config), str(args.config))
-    given = {field.name: getattr(args, f"config_{field.name}") for field in fields(Config)}
-    given = {name: value for name, value in given.items() if value is not None}
-    for name in PARTS:
-        if name in given:
-            given[name] = _pairs(name, given[name])
+        with error_context(f"cannot read --config {args.config}", ValueError, RecursionError):
+            values = json.loads(args.config.read_bytes())
+            if not isinstance(values, dict):
+                raise UserError('it must hold an object such as {"lr": 5e-5}')
+        config = change_config(config, values, str(args.config))
+    given = {name: value for name in FIELDS if (value := getattr(args, f"config_{name}")) is not None}
+    for name, texts in given.items():
+        if _nested(FIELDS[name]):
+            if not all("=" in text for text in texts):
+                raise UserError(f"--{name}: write NAME=VALUE, e.g. --frames crop=512,384")
+            given[name] = dict(text.split("=", 1) for text in texts)
     config = change_config(config, given, "the command line")
     check_config(config)
     return config
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read --config {path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"--config {path} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f'--config {path} must hold an object such as {{"lr": 5e-5}}')
-    return values
+def preset_config(preset: str | None) -> Config:
+    """The published values, or those of a preset."""
+    return change_config(Config(), PRESETS[preset] if preset else {}, "the preset")
 
 
-def _pairs(name: str, texts: list[str]) -> dict[str, str]:
-    """["crop=256,192", ...] -> {"crop": "256,192", ...}."""
-    pairs = [text.partition("=") for text in texts]
-    if not all(equals for _, equals, _ in pairs):
-        raise UserError(f"--{name}: write NAME=VALUE, e.g. --frames crop=512,384")
-    return {key: value for key, _, value in pairs}
-
-
-def change_config(config: Any, changes: Mapping[str, Any], where: str) -> Any:
-    """A configuration, or a part of it, with some values changed.
+def change_config(config: Config, changes: Mapping[str, Any], where: str) -> Config:
+    """A configuration with some values changed.
 
     Args:
-        config: a frozen dataclass.
-        changes: name -> value, as texts or as JSON has it.
-        where: they come from, for messages.
+        changes: name -> value, as text or as JSON has it.
+        where: their origin, for messages.
 
     Raises:
-        UserError: an unknown name or a value of the wrong kind.
+        UserError: an unknown name, or a value of the wrong type or out of its limits.
     """
-    names, converted = [field.name for field in fields(config)], {}
+    values = config_to_dict(config)
+    _merge(values, changes, where)
+    try:
+        return msgspec.convert(values, Config, strict=False)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{where}: {_explain(str(error), values)}") from None
+
+
+def _merge(values: dict[str, Any], changes: Mapping[str, Any], where: str, prefix: str = "") -> None:
     for name, value in changes.items():
-        if name not in names:
-            close = get_close_matches(str(name), names, 1)
-            hint = f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(names)}"
-            raise UserError(f"{where}: there is no value {name!r}{hint}")
-        converted[name] = _convert(name, value, getattr(config, name), where)
-    return replace(config, **converted)
+        if name not in values:
+            close = get_close_matches(str(name), values, 1)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"choose from {', '.join(values)}"
+            raise UserError(f"{where}: unknown value {prefix}{reprlib.repr(name).strip(chr(39))}; {hint}")
+        if isinstance(values[name], dict) and isinstance(value, Mapping):
+            _merge(values[name], value, where, f"{name}.")
+        elif isinstance(values[name], tuple) and isinstance(value, str):
+            values[name] = [item for item in value.split(",") if item]
+        else:
+            values[name] = value
 
 
-def _convert(name: str, value: Any, like: Any, where: str) -> Any:
-    """`value` as the kind of thing that `like` is."""
-    wrong = UserError(f"{where}: {name} cannot be {reprlib.repr(value)}; it must be like {_like(like)}")
-    if is_dataclass(like):
-        if not isinstance(value, Mapping):
-            raise wrong
-        return change_config(like, value, f"{where}: {name}")
-    if isinstance(like, tuple):
-        items = [item for item in value.split(",") if item] if isinstance(value, str) else value
-        if not isinstance(items, list | tuple):
-            raise wrong
-        return tuple(_convert(name, item, like[0] if like else "", where) for item in items)
-    if isinstance(like, str):
-        if isinstance(value, str):
-            return value
-    elif isinstance(like, bool):
-        truth = {"true": True, "1": True, "false": False, "0": False}
-        if str(value).lower() in truth:
-            return truth[str(value).lower()]
-    elif not isinstance(value, bool) and isinstance(value, str | int | float):
-        try:
-            number = type(like)(value)
-        except (ValueError, OverflowError):
-            raise wrong from None
-        if math.isfinite(number) and (isinstance(value, str) or number == value):
-            return number
-    raise wrong
+def _explain(message: str, values: Any) -> str:
+    """msgspec's message, with the value it is about and the choices, e.g. "lr cannot be -1: expected float > 0.0"."""
+    reason, _, path = message.rpartition(" - at `$.")
+    path = path.rstrip("`")
+    keys = re.findall(r"\w+", path)
+    for key in keys:
+        values = values[int(key) if key.isdigit() else key]
+    reason = reason.replace("`", "").replace("array", "list").replace("Expected", "expected")
+    if choices := _choices(FIELDS[keys[0]]):
+        reason = f"expected one of {choices}"
+    return f"{path} cannot be {reprlib.repr(values)}: {reason}"
+
+
+def check_config(config: Config) -> None:
+    """What the limits of single values cannot say. Raises UserError."""
+    for name, source, factor in (("body_hm", "body", 4), ("hand_hm", "hand", 32)):
+        size = tuple(side // factor for side in getattr(config.frames, source))
+        if getattr(config.frames, name) != size:
+            raise UserError(f"frames.{name} must be {size}, which is frames.{source} / {factor}")
+    if config.train_batch_size % config.accumulate:
+        raise UserError(
+            f"train_batch_size {config.train_batch_size} is not a multiple of accumulate {config.accumulate}; "
+            "change one of them"
+        )
+    last_exponent = math.log10(config.lr) - len(config.lr_dec_epoch) * math.log10(config.lr_dec_factor)
+    if abs(last_exponent) > 300:
+        raise UserError("lr, lr_dec_factor and lr_dec_epoch lead to a learning rate that float64 cannot represent")
 
 
 def config_of_checkpoint(content: Mapping[str, Any], path: Path) -> Config | None:
-    """The configuration that a checkpoint holds, with each value checked; None where it holds none, as published.
+    """The configuration in a checkpoint, with each value checked; None where there is none, as in published files.
 
-    Entries that are missing, in older files, have the default.
+    Entries that an older file lacks have the default.
 
     Raises:
         UserError: it is not a configuration of this version.
     """
-    if content.get("config") is None:
+    values = content.get("config")
+    if values is None:
         return None
-    try:
-        if not isinstance(content["config"], Mapping):
-            raise UserError("it is no dictionary")
-        config = change_config(Config(), content["config"], "config")
+    with error_context(f"checkpoint {path}: its config is not of this version", RecursionError):
+        if not isinstance(values, Mapping):
+            raise UserError("it is not a dictionary")
+        config = change_config(Config(), values, "config")
         check_config(config)
-    except (UserError, RecursionError) as error:
-        raise UserError(f"checkpoint {path}: its config is not of this version ({error})") from None
     return config
-
-
-def _like(value: Any) -> str:
-    return json.dumps(asdict(value) if is_dataclass(value) else value)
-
-
-def check_config(config: Config) -> None:
-    """Raises UserError for numbers that make no sense."""
-    for name in ("lr", "lr_dec_factor", "hand_box_extension", "wild_box_extension", "studio_box_extension"):
-        if getattr(config, name) <= 0:
-            raise UserError(f"{name} must be above 0, not {getattr(config, name)}")
-    for name in ("end_epoch", "train_batch_size", "test_batch_size", "accumulate", "box_channels"):
-        if getattr(config, name) < 1:
-            raise UserError(f"{name} must be at least 1, not {getattr(config, name)}")
-    for name in ("num_thread", "seed"):
-        if getattr(config, name) < 0:
-            raise UserError(f"{name} must not be below 0, it is {getattr(config, name)}")
-    for name, most in (("seed", 2**63 - 1), ("end_epoch", 10**6), ("box_channels", 1024)):
-        if getattr(config, name) > most:
-            raise UserError(f"{name} must not be above {most}, it is {getattr(config, name)}")
-    try:
-        last = config.lr / config.lr_dec_factor ** len(config.lr_dec_epoch)
-    except (OverflowError, ZeroDivisionError):
-        last = 0.0
-    if not 0 < last < math.inf:
-        raise UserError("lr, lr_dec_factor and lr_dec_epoch do not give a learning rate that a computer can hold")
-    if config.train_batch_size % config.accumulate:
-        raise UserError(
-            f"train_batch_size {config.train_batch_size} does not divide into {config.accumulate} parts; "
-            "change it or accumulate"
-        )
-    if config.amp not in AMP_MODES:
-        raise UserError(f"amp must be one of {', '.join(AMP_MODES)}, not {config.amp!r}")
-    from common.nets.resnet import BACKBONES
-
-    for name in ("body_backbone", "hand_backbone", "trans_backbone"):
-        if getattr(config, name) not in BACKBONES:
-            raise UserError(f"{name} must be one of {', '.join(BACKBONES)}, not {getattr(config, name)!r}")
-    _check_augmentation(config)
-    _check_frames(config)
-
-
-def _check_augmentation(config: Config) -> None:
-    limits = config.augmentation
-    if not 0 <= limits.scale < 1:
-        raise UserError(f"augmentation: scale must be from 0 to below 1, not {limits.scale}")
-    if abs(limits.rot) > 360:
-        raise UserError(f"augmentation: rot must be from -360 to 360 degrees, not {limits.rot}")
-    for name in ("rot_probability", "color", "flip_probability"):
-        if not 0 <= getattr(limits, name) <= 1:
-            raise UserError(f"augmentation: {name} must be from 0 to 1, not {getattr(limits, name)}")
-
-
-def _check_frames(config: Config) -> None:
-    """The network halves sizes: some follow from others."""
-    frames = config.frames
-    for name in ("crop", "body", "body_hm", "hand", "hand_hm", "pair_hm"):
-        size = getattr(frames, name)
-        if len(size) != 2 or min(size) < 1 or max(size) > LARGEST_SIDE:
-            raise UserError(f"frames: {name} must be a height and a width, at most {LARGEST_SIDE}, not {size}")
-    if min(frames.crop) < 2:
-        raise UserError(f"frames: the sides of crop must be at least 2, not {frames.crop}")
-    # Halved so often, a smaller picture ends as a single cell: there is no place in it, and batch norm wants two.
-    for name in ("body", "hand"):
-        if any(side % 32 or side < 64 for side in getattr(frames, name)):
-            raise UserError(
-                f"frames: the sides of {name} must be multiples of 32, at least 64, not {getattr(frames, name)}"
-            )
-    expected = {
-        "body_hm": tuple(side // 4 for side in frames.body),
-        "hand_hm": tuple(side // 32 for side in frames.hand),
-    }
-    for name, size in expected.items():
-        if getattr(frames, name) != size:
-            raise UserError(f"frames: {name} must be {size}, which follows from the other sizes")
-    if any(side % 8 or side < 16 for side in frames.pair_hm):
-        raise UserError(f"frames: the sides of pair_hm must be multiples of 8, at least 16, not {frames.pair_hm}")
-    for name in ("hand_bins", "pair_bins"):
-        if not 1 <= getattr(frames, name) <= MOST_BINS:
-            raise UserError(f"frames: {name} must be from 1 to {MOST_BINS}, not {getattr(frames, name)}")
-    for name in ("depth_range", "focal", "camera_depth_size"):
-        if not 0 < getattr(frames, name) <= 1e6:
-            raise UserError(f"frames: {name} must be above 0, not {getattr(frames, name)}")

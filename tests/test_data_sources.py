@@ -3,11 +3,11 @@
 import json
 import pickle
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from test_data_targets import cache, recorded  # noqa: F401
 
 from common.errors import UserError

@@ -5,12 +5,12 @@ import shutil
 import sys
 import zipfile
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from torch.utils.data import default_collate
 
 from common.targets import build_images, build_targets, complete_truth

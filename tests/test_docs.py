@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields, replace
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import NamedTuple
@@ -19,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from torch.utils.data import default_collate
 
 import data as data_package
@@ -36,6 +36,7 @@ from data import layouts, reading
 from data.dataset import SampleKey
 from main.config import Config
 from main.model import InterWild
+from main.options import FIELDS, read_config
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -152,8 +153,6 @@ def test_scripts_take_the_options(command, monkeypatch, capsys):
 
 def test_config_values_in_commands_are_valid():
     """The options of main/config.py are texts to the parser; their values are checked here."""
-    from main.options import read_config
-
     for command in SCRIPTS:
         if command.script.name in ("train.py", "test.py"):
             module = import_script(command.script)
@@ -256,7 +255,7 @@ def test_options_in_the_text_exist():
     """`--option` in a sentence or a table is an option of one of the scripts."""
     text = "\n".join(path.read_text() for folder in CODE for path in (ROOT / folder).rglob("*.py"))
     text += "".join(path.read_text() for path in ROOT.glob("*.py"))
-    known = set(re.findall(r'"(--[\w-]+)"', text)) | {f"--{field.name}" for field in fields(Config)}
+    known = set(re.findall(r'"(--[\w-]+)"', text)) | {f"--{name}" for name in FIELDS}
     foreign = {"--help", "--signal"}  # argparse's own, Slurm's
     for page in PAGES:
         named = {option for span in spans(page) for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)
@@ -331,7 +330,7 @@ def test_tables_of_joints_and_frames_are_those_of_the_code():
 
 def test_every_config_value_is_explained():
     named = set(spans(ROOT / "docs" / "formats.md"))
-    assert not {field.name for field in fields(Config)} - named
+    assert not set(FIELDS) - named
 
 
 def test_losses_and_checkpoint_keys_are_documented(small_snapshot):

@@ -178,16 +178,15 @@ def open_bench(
     args: argparse.Namespace, device: Any, mano_folder: Path, data: Path, progress: Callable[[str], None]
 ) -> "Bench":
     """What the stages work with, with the defaults of the device."""
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     from common.nets.mano import TwoHandMano
     from common.nets.mano_files import read_hand_models
-    from main.config import PRESETS, Config
-    from main.options import change_config
+    from main.options import preset_config
     from tool.benchmarks.core import Clock
     from tool.benchmarks.network import Bench
 
-    config = change_config(Config(), PRESETS[args.preset] if args.preset else {}, "the preset")
+    config = preset_config(args.preset)
     there = [name for name in (*config.trainset_3d, *config.trainset_2d) if (data / name).exists()]
     config = replace(
         config,

@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 
 def main() -> None:
     args = parse_args()
-    from dataclasses import replace
-
     import numpy as np
+    from msgspec.structs import replace
 
     from common.drawing.sheets import arrange
     from common.nets.mano import TwoHandMano

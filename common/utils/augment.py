@@ -1,21 +1,23 @@
-"""Augmentation as an explicit value: what is drawn, and the picture under it."""
+"""Augmentation as an explicit value: how it is drawn, and how an image is warped under it."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta, Struct
 
 from common.utils.images import warp_image
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to one picture.
+    """The augmentation of one image.
 
     Attributes:
         scale: factor on the body box, about its centre.
         rot: degrees by which the body box is turned, (x, y) -> (x cos - y sin, x sin + y cos).
         color: factors on red, green, blue.
-        flip: mirror the picture first.
+        flip: mirror the image first.
     """
 
     scale: float = 1.0
@@ -27,15 +29,17 @@ class Augmentation:
 IDENTITY = Augmentation()
 
 
-@dataclass(frozen=True)
-class AugmentationRange:
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+
+
+class AugmentationRange(Struct, frozen=True):
     """The distribution an augmentation is drawn from; the defaults are the published ones."""
 
-    scale: float = 0.25  # scale = 1 + this * N(0, 1) clipped to [-1, 1]
-    rot: float = 30.0  # rot = this * N(0, 1) clipped to [-2, 2], degrees ...
-    rot_probability: float = 0.6  # ... this often, else 0
-    color: float = 0.2  # colour factors are uniform in [1 - this, 1 + this]
-    flip_probability: float = 0.5
+    scale: Annotated[float, Meta(ge=0, lt=1)] = 0.25  # scale = 1 + this * N(0, 1) clipped to [-1, 1]
+    rot: Annotated[float, Meta(ge=-360, le=360)] = 30.0  # rot = this * N(0, 1) clipped to [-2, 2], degrees ...
+    rot_probability: Fraction = 0.6  # ... with this probability, otherwise 0
+    color: Fraction = 0.2  # colour factors are uniform in [1 - this, 1 + this]
+    flip_probability: Fraction = 0.5
 
 
 def draw_augmentation(rng: np.random.Generator, limits: AugmentationRange | None = None) -> Augmentation:
@@ -43,16 +47,17 @@ def draw_augmentation(rng: np.random.Generator, limits: AugmentationRange | None
     limits = limits or AugmentationRange()
     scale, rot = rng.standard_normal(2).tolist()
     rotate, flip = rng.random(2).tolist()
+    red, green, blue = rng.uniform(1 - limits.color, 1 + limits.color, 3).tolist()
     return Augmentation(
         scale=1.0 + limits.scale * min(max(scale, -1.0), 1.0),
         rot=limits.rot * min(max(rot, -2.0), 2.0) if rotate < limits.rot_probability else 0.0,
-        color=tuple(rng.uniform(1 - limits.color, 1 + limits.color, 3).tolist()),
+        color=(red, green, blue),
         flip=flip < limits.flip_probability,
     )
 
 
 def mirror_affine(image_to_crop: np.ndarray, width: int) -> np.ndarray:
-    """(2, 3) from the mirrored picture -> (2, 3) from the picture as it is, so that it need not be mirrored."""
+    """(2, 3) from the mirrored image -> (2, 3) from the image itself, which then need not be mirrored."""
     linear = image_to_crop[:, :2] * (-1.0, 1.0)
     return np.concatenate((linear, image_to_crop[:, :1] * (width - 1) + image_to_crop[:, 2:]), 1)
 
@@ -60,11 +65,11 @@ def mirror_affine(image_to_crop: np.ndarray, width: int) -> np.ndarray:
 def warp_augmented(
     image: np.ndarray, image_to_crop: np.ndarray, augmentation: Augmentation, crop_size: tuple[int, int]
 ) -> np.ndarray:
-    """The crop of a picture, before the colour factors.
+    """The crop of an image, before the colour factors.
 
     Args:
         image: (H, W, 3) uint8, as decoded.
-        image_to_crop: (2, 3), from the mirrored picture where the augmentation flips.
+        image_to_crop: (2, 3), from the mirrored image where the augmentation flips.
         crop_size: (h, w).
     """
     source_to_crop = mirror_affine(image_to_crop, image.shape[1]) if augmentation.flip else image_to_crop

@@ -2,12 +2,12 @@
 
 import argparse
 import time
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
+from msgspec.structs import replace
 from torch.utils.data import default_collate
 
 from common.distributed import ProcessInfo
