@@ -17,10 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.checkpoint import load_network, read_checkpoint
 from common.errors import UserError
-from common.nets.mano import TwoHandMano
-from common.nets.mano_files import read_hand_models
 from common.options import HAND_MODES, MANO_FOLDER
 from common.postprocess import CropResult, to_crop
 from common.types import LEFT, RIGHT, SIDES, Prediction
@@ -29,9 +26,9 @@ from common.utils.boxes import body_box, iou
 from common.utils.camera import Camera, place_before_camera
 from common.utils.heatmaps import bin_to_depth
 from common.utils.images import load_image, warp_image
+from main.build import load_model, prepare_inference
 from main.config import Config
-from main.model import InterWild, build_model, prepare_inference
-from main.options import config_of_checkpoint
+from main.model import InterWild
 
 # With `hand="auto"`, two boxes that overlap by more than this are taken for one hand seen twice.
 SAME_HAND_IOU = 0.8
@@ -148,11 +145,7 @@ class HandPredictor:
         """
         if devices is None:
             devices = ["cuda:0" if torch.cuda.is_available() else "cpu"]
-        hands = read_hand_models(Path(mano))
-        content = read_checkpoint(Path(checkpoint))
-        config = config_of_checkpoint(content, Path(checkpoint)) or Config()
-        model = build_model(config, TwoHandMano(*hands))
-        load_network(model, content["network"], Path(checkpoint))
+        model, config, _, _ = load_model(Path(checkpoint), Path(mano))
         return cls(model, config, [torch.device(device) for device in devices])
 
     def prepare(
@@ -191,18 +184,13 @@ class HandPredictor:
             min_confidence: hands below it are left out.
 
         Raises:
-            UserError: the device has too little memory for the batch.
             ValueError: no such `hand`.
+            torch.OutOfMemoryError: the batch is too large for the device.
         """
         if hand not in HAND_MODES:
             raise ValueError(f"hand must be one of {', '.join(HAND_MODES)}, not {hand!r}")
         crops = torch.from_numpy(np.stack([photo.crop for photo in photos]))
-        try:
-            prediction = self.network(crops.to(self.device).permute(0, 3, 1, 2).float() / 255)
-        except torch.OutOfMemoryError:
-            raise UserError(
-                f"{self.device} has too little memory for {len(photos)} photos; lower --batch_size"
-            ) from None
+        prediction = self.network(crops.to(self.device).permute(0, 3, 1, 2).float() / 255)
         arrays, crop_results = _to_numpy(prediction), _to_numpy(to_crop(prediction, self.config.frames))
         return [
             self._assemble(photo, _pick(arrays, n), _pick(crop_results, n), hand, min_confidence)

@@ -1,8 +1,16 @@
 """From the configuration to datasets and networks."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
+
+from common.checkpoint import load_network, read_checkpoint
 from common.errors import UserError
+from common.nets.mano import TwoHandMano
+from common.nets.mano_files import read_hand_models
+from common.nets.resnet import load_imagenet
 from data.dataset import HandDataset, MixedDataset, Source
 from data.HIC.HIC import HIC
 from data.InterHand26M.InterHand26M import InterHand26M
@@ -10,6 +18,10 @@ from data.layouts import DATASETS
 from data.MSCOCO.MSCOCO import MSCOCO
 from data.ReInterHand.ReInterHand import ReInterHand
 from main.config import Config
+from main.model import InterWild
+from main.options import config_of_checkpoint
+
+# ---- Datasets ----
 
 
 def open_source(
@@ -21,10 +33,10 @@ def open_source(
         split: train or test.
         data_folder: the folder with one folder for each dataset.
         cache: where annotation caches go; default: `cache` in the dataset's folder.
-        rebuild: make the cache anew.
+        rebuild: build the cache even if there is one.
 
     Raises:
-        UserError: there is no such dataset or split, or files are missing (what and where to get them).
+        UserError: the name or the split is unknown, or files are missing (which, and where to get them).
     """
     root = data_folder / name
     if name == "InterHand26M":
@@ -36,7 +48,7 @@ def open_source(
         return MSCOCO(root, split, cache, rebuild)
     if name == "HIC":
         return HIC(root, split, cache, rebuild)
-    raise UserError(f"there is no dataset {name!r}; there are: {', '.join(DATASETS)}")
+    raise UserError(f"there is no dataset {name!r}; choose from {', '.join(DATASETS)}")
 
 
 def open_dataset(
@@ -45,7 +57,7 @@ def open_dataset(
     """`open_source` as a dataset of samples. Raises UserError also if it is empty."""
     source = open_source(name, split, config, data_folder, cache, rebuild)
     if not len(source):
-        raise UserError(f"{name}: the {split} split in {data_folder / name} holds no annotation that can be used")
+        raise UserError(f"{name}: the {split} split in {data_folder / name} has no usable annotation")
     return HandDataset(
         source, config.frames, config.wild_box_extension if source.in_the_wild else config.studio_box_extension
     )
@@ -65,5 +77,78 @@ def open_training(
         for names in (config.trainset_3d, config.trainset_2d)
     ]
     if not any(groups):
-        raise UserError("no training set is named; set trainset_3d or trainset_2d")
+        raise UserError("no training set; set trainset_3d or trainset_2d")
     return MixedDataset(*groups, seed, config.augmentation, skip_bad)
+
+
+# ---- Networks ----
+
+
+def build_model(config: Config, mano: TwoHandMano | None) -> InterWild:
+    """The network of `config`, heads initialised as published, backbones as torchvision initialises them."""
+    return InterWild(
+        mano=mano,
+        frames=config.frames,
+        body_backbone=config.body_backbone,
+        hand_backbone=config.hand_backbone,
+        trans_backbone=config.trans_backbone,
+        box_channels=config.box_channels,
+        hand_box_extension=config.hand_box_extension,
+    )
+
+
+def init_backbones(model: InterWild, init: str) -> None:
+    """Initialise the three backbones for training.
+
+    Args:
+        init: "imagenet" (torchvision's weights, as published) or "random" (as built).
+
+    Raises:
+        UserError: the ImageNet weights cannot be downloaded.
+    """
+    if init == "imagenet":
+        for backbone in (model.body_backbone, model.hand_roi_net.backbone, model.hand_trans_net.backbone):
+            load_imagenet(backbone)
+
+
+def prepare_inference(model: InterWild, device: torch.device) -> InterWild:
+    """The network on its device, ready to predict."""
+    model = model.to(device).eval()
+    # On CPUs this layout saves 5 to 20 percent of the time, more for larger batches; results change by rounding only.
+    return model.to(memory_format=torch.channels_last) if device.type == "cpu" else model
+
+
+class LoadedModel(NamedTuple):
+    """A network with a checkpoint's weights.
+
+    Attributes:
+        epoch: of the checkpoint, 0 where it has none.
+        ignored: keys of the checkpoint that the network does not use, or may lack.
+    """
+
+    model: InterWild
+    config: Config
+    epoch: int
+    ignored: list[str]
+
+
+def load_model(
+    checkpoint: Path, mano: Path | None, configure: Callable[[Config], Config] = lambda config: config
+) -> LoadedModel:
+    """Build the network of a checkpoint and load its weights, on the CPU; then see `prepare_inference`.
+
+    Args:
+        checkpoint: published, which has the published configuration, or ours, which holds its own.
+        mano: folder of MANO_RIGHT.pkl and MANO_LEFT.pkl; None: without hand models, for a look at the weights.
+        configure: changes the checkpoint's configuration before the network is built.
+
+    Raises:
+        UserError: a file is missing, damaged, or does not fit.
+    """
+    layer = TwoHandMano(*read_hand_models(mano)) if mano else None
+    content = read_checkpoint(checkpoint)
+    config = configure(config_of_checkpoint(content, checkpoint) or Config())
+    model = build_model(config, layer)
+    ignored = load_network(model, content["network"], checkpoint)
+    epoch = content.get("epoch")
+    return LoadedModel(model, config, epoch if isinstance(epoch, int) and 0 <= epoch < 10**9 else 0, ignored)

@@ -9,7 +9,7 @@ from common.nets.box_net import BoxNet
 from common.nets.hand_roi import HandRoI
 from common.nets.mano import TwoHandMano, to_wrist
 from common.nets.position_net import PositionNet
-from common.nets.resnet import ResNetTrunk, load_imagenet
+from common.nets.resnet import ResNetTrunk
 from common.nets.rotation_net import RotationNet
 from common.nets.trans_net import TransNet
 from common.types import ManoParams, Prediction
@@ -17,7 +17,6 @@ from common.utils.boxes import restore_box
 from common.utils.frames import Frames, rescale
 from common.utils.joints import JOINTS
 from common.utils.mirror import mirror_points, mirror_rotation, mirror_translation
-from main.config import Config
 
 PROJECTION_EPSILON = 1e-4  # m, added to the depth before the virtual projection divides by it, as published
 
@@ -29,7 +28,7 @@ class InterWild(nn.Module):
     shapes of the saved tensors are those of the published files (without their `module.`).
 
     Args:
-        mano: both hands' MANO layers.
+        mano: both hands' MANO layers; None where only the weights matter.
         frames: sizes of all frames.
         body_backbone, hand_backbone, trans_backbone: backbone names.
         box_channels: width of the box detector's head.
@@ -38,7 +37,7 @@ class InterWild(nn.Module):
 
     def __init__(
         self,
-        mano: TwoHandMano,
+        mano: TwoHandMano | None,
         frames: Frames,
         body_backbone: str,
         hand_backbone: str,
@@ -56,7 +55,8 @@ class InterWild(nn.Module):
         self.hand_position_net = PositionNet(hand_channels, len(JOINTS), frames.hand_bins)
         self.hand_rotation_net = RotationNet(hand_channels, len(JOINTS), frames)
         self.hand_trans_net = TransNet(trans_backbone, len(JOINTS), frames)
-        self.mano_layer = mano  # holds no saved tensor
+        if mano is not None:
+            self.mano_layer = mano  # its buffers are not saved
 
     def forward(self, image_crop: Tensor) -> Prediction:
         """(N, 3, H, W) RGB in [0, 1], no mean or deviation subtracted -> `Prediction`."""
@@ -67,12 +67,12 @@ class InterWild(nn.Module):
         centers, sizes, scores = self.body_box_net(self.body_backbone(image_body))
         boxes_body = restore_box(centers, sizes, frames, aspect=1.0, extension=self.hand_box_extension)
 
-        # Both as right hands: joints, then rotations read at the joints.
+        # Both as right hands: joints, then rotations from the features at the joints.
         features, crop_to_hand = self.hand_roi_net(image_crop, boxes_body)
         joints = self.hand_position_net(features)
         global_orient, hand_pose, betas, root_transl = self.hand_rotation_net(features, joints.detach())
 
-        # The left one back to a left hand, then both to meshes.
+        # Mirror the left one back to a left hand, then pose both meshes.
         joints_hand_hm = unmirror_left(joints, self.mirror_joints)
         mano = ManoParams(
             global_orient=unmirror_left(global_orient, mirror_rotation),
@@ -83,7 +83,7 @@ class InterWild(nn.Module):
         vertices_rel, joints_rel = to_wrist(*self.mano_layer(mano))
         joints_proj_hand_hm = self.project_to_hand_hm(joints_rel + root_transl[:, :, None])
 
-        # Where the left is relative to the right.
+        # The left hand's position relative to the right.
         rel_transl = self.hand_trans_net(joints_hand_hm.detach(), crop_to_hand)
 
         return Prediction(
@@ -101,8 +101,8 @@ class InterWild(nn.Module):
         )
 
     def mirror_joints(self, joints_hand_hm: Tensor) -> Tensor:
-        """(..., J, 3) in `hand_hm` -> seen in a mirror. It is done in pixels of `hand`, as published: x becomes
-        8 - 1 / 32 - x cells."""
+        """(..., J, 3) in `hand_hm`, mirrored. Computed in pixels of `hand`, as published: x becomes 8 - 1 / 32 - x
+        cells."""
         joints_hand = rescale(joints_hand_hm, self.frames.hand_hm, self.frames.hand)
         return rescale(mirror_points(joints_hand, self.frames.hand[1]), self.frames.hand, self.frames.hand_hm)
 
@@ -116,40 +116,6 @@ class InterWild(nn.Module):
 
 
 def unmirror_left(x: Tensor, mirror: Callable[[Tensor], Tensor]) -> Tensor:
-    """What the hand networks say of right-looking hands, (N * 2, ...) -> (N, 2, ...), the left ones mirrored back."""
+    """The hand networks' outputs, all as right hands, (N * 2, ...) -> (N, 2, ...), the left ones mirrored back."""
     right, left = x.unflatten(0, (-1, 2)).unbind(1)
     return torch.stack((right, mirror(left)), 1)
-
-
-def build_model(config: Config, mano: TwoHandMano) -> InterWild:
-    """The network of `config`, heads initialised as published, backbones as torchvision initialises them."""
-    return InterWild(
-        mano=mano,
-        frames=config.frames,
-        body_backbone=config.body_backbone,
-        hand_backbone=config.hand_backbone,
-        trans_backbone=config.trans_backbone,
-        box_channels=config.box_channels,
-        hand_box_extension=config.hand_box_extension,
-    )
-
-
-def prepare_inference(model: InterWild, device: torch.device) -> InterWild:
-    """The network on its device, ready to predict."""
-    model = model.to(device).eval()
-    # On CPUs this layout saves 5 to 20 percent of the time, the more the larger the batch; results move by rounding.
-    return model.to(memory_format=torch.channels_last) if device.type == "cpu" else model
-
-
-def init_backbones(model: InterWild, init: str) -> None:
-    """Start the three backbones for training.
-
-    Args:
-        init: "imagenet" (torchvision's weights, as published) or "random" (as built).
-
-    Raises:
-        UserError: the ImageNet files can not be had.
-    """
-    if init == "imagenet":
-        for backbone in (model.body_backbone, model.hand_roi_net.backbone, model.hand_trans_net.backbone):
-            load_imagenet(backbone)

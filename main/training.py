@@ -34,9 +34,9 @@ from common.nets.mano_files import read_hand_models
 from common.types import Prediction, Sample, Targets
 from common.utils.files import make_folder, write_image
 from data.dataset import MixedDataset, MixedSampler, init_worker, to_device, unwrap_worker_errors
-from main.build import open_training
+from main.build import build_model, init_backbones, open_training
 from main.config import Config
-from main.model import InterWild, build_model, init_backbones
+from main.model import InterWild
 from main.resume import (
     Parts,
     Progress,

@@ -11,8 +11,8 @@ import torch
 
 from common.checkpoint import load_network, read_checkpoint, save_checkpoint
 from common.errors import UserError
+from main.build import build_model
 from main.config import Config, config_to_dict
-from main.model import build_model
 from main.options import config_of_checkpoint
 from tests.conftest import SMALL
 

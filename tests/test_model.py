@@ -1,13 +1,16 @@
 """The network as a module: batches, gradients, precision, what is shared with the outside."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor
 
+from common.nets.resnet import BACKBONES
 from common.postprocess import to_crop
 from common.types import LEFT, RIGHT, Prediction
-from main.config import Config
-from main.model import build_model
+from main.build import build_model
+from main.config import Backbone, Config
 from tests.conftest import SMALL
 
 
@@ -118,6 +121,19 @@ def test_where_gradients_go(small_model, images):
     without = {name for name, p in small_model.named_parameters() if p.grad is None}
     assert without == {f"hand_trans_net.backbone.{name}" for name in ("conv1.weight", "bn1.weight", "bn1.bias")}
     assert all(p.grad.isfinite().all() for p in small_model.parameters() if p.grad is not None)
+
+
+def test_the_network_can_be_compiled(small_model, images):
+    """The frames are a msgspec struct, which torch.compile must see through."""
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(small_model, backend="eager")(images)
+        for name, tensor in flat(small_model(images)).items():
+            torch.testing.assert_close(flat(compiled)[name], tensor)
+
+
+def test_the_backbones_of_the_configuration_are_those_of_the_code():
+    assert set(get_args(Backbone)) == set(BACKBONES)
 
 
 def test_the_input_is_left_alone(small_model, images):

@@ -26,10 +26,9 @@ from common.utils.camera import distort_fisheye, place_before_camera, project_pi
 from common.utils.frames import Frames
 from common.utils.heatmaps import sample_features, soft_argmax
 from common.utils.rotations import axis_angle_to_matrix, matrix_to_axis_angle, rot6d_to_matrix
-from main.build import open_source
-from main.config import PRESETS, Config
-from main.model import build_model
-from main.options import change_config, check_config
+from main.build import build_model, open_source
+from main.config import Config
+from main.options import change_config, check_config, preset_config
 
 FRAMES = Frames()
 
@@ -184,7 +183,7 @@ def test_training_with_one_sample(mano):
     torch.manual_seed(0)
     sizes = {"crop": "64,64", "body": "64,64", "body_hm": "16,16", "hand": "64,64", "hand_hm": "2,2"}
     sizes |= {"pair_hm": "16,16", "pair_bins": "16"}
-    config = change_config(change_config(Config(), PRESETS["small"], ""), {"frames": sizes}, "")
+    config = change_config(preset_config("small"), {"frames": sizes}, "")
     check_config(config)
     model = build_model(config, mano).train()
     result = model(torch.rand(1, 3, 64, 64))

@@ -14,7 +14,6 @@ for by name, or there is nothing at all; 2 the command itself is wrong.
 
 import argparse
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
@@ -207,27 +206,19 @@ def check_checkpoint(path: Path, which: str) -> "Report":
     if not report.found:
         return report
     with tqdm(desc=f"reading {path.name}", total=1, leave=False, disable=None):
-        import torch
-
-        from common.checkpoint import load_network, read_checkpoint
-        from main.config import Config
-        from main.model import build_model
-        from main.options import config_of_checkpoint
+        from main.build import load_model
 
         try:
-            content = read_checkpoint(path)
-            config = config_of_checkpoint(content, path) or Config()
-            with torch.device("meta"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that nothing is copied: only whether it fits is asked
-                load_network(build_model(config, mano=None), content["network"], path)
+            loaded = load_model(path, mano=None)
         except UserError as error:
             report.problem(str(error))
             return report
-        broken = [name for name, value in content["network"].items() if not torch.isfinite(value).all()]
+        network = loaded.model.state_dict()
+        broken = [name for name, value in network.items() if not value.isfinite().all()]
     if broken:
         report.problem(f"{path}: {name_some(broken)} holds NaN or infinite numbers")
-    numbers = sum(value.numel() for value in content["network"].values())
-    report.facts.append(f"{path}: epoch {content.get('epoch')}, {numbers / 1e6:.1f} M numbers, fits the network")
+    numbers = sum(value.numel() for value in network.values())
+    report.facts.append(f"{path}: epoch {loaded.epoch}, {numbers / 1e6:.1f} M numbers, fits the network")
     return report
 
 

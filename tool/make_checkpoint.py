@@ -32,11 +32,11 @@ def main() -> None:
     import torch
 
     from common.checkpoint import save_checkpoint
-    from main.config import Config, config_to_dict
-    from main.model import build_model, init_backbones
-    from main.options import change_config
+    from main.build import build_model, init_backbones
+    from main.config import config_to_dict
+    from main.options import preset_config
 
-    config = change_config(Config(), PRESETS[args.preset] if args.preset else {}, "the preset")
+    config = preset_config(args.preset)
     torch.manual_seed(args.seed)
     model = build_model(config, mano=None)
     init_backbones(model, args.init)

@@ -34,7 +34,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +103,9 @@ def survey(folder: Path, case: str) -> tuple[list[str], int]:
     Raises:
         Broken: a sample holds NaN.
     """
-    from data.dataset import open_dataset
+    from msgspec.structs import replace
+
+    from main.build import open_dataset
     from main.config import Config
 
     name, split, changes, _ = CASES[case]
@@ -205,8 +206,8 @@ def try_checkpoints(place: "Workspace", seed: int) -> Iterator[tuple[str, str]]:
     import torch
 
     from common.checkpoint import load_network, read_checkpoint
+    from main.build import build_model
     from main.config import Config
-    from main.model import build_model
     from main.options import config_of_checkpoint
     from main.resume import read_start
 
@@ -556,9 +557,9 @@ class Workspace:
 
         from common.checkpoint import save_checkpoint
         from common.utils.files import make_folder
-        from main.config import PRESETS, Config, config_to_dict
-        from main.model import build_model
-        from main.options import change_config
+        from main.build import build_model
+        from main.config import config_to_dict
+        from main.options import change_config, preset_config
         from tool.make_checkpoint import show_something
         from tool.toy.standin_hand import write_standin
 
@@ -576,7 +577,7 @@ class Workspace:
         for name in ("plain.jpg", "plain.png", "grey.jpg", "moving.gif"):
             (self.photos / name).write_bytes(self.pictures[name])
         frames = dict(pair.split("=") for pair in TINY)
-        config = change_config(change_config(Config(), PRESETS["small"], ""), {"frames": frames}, "")
+        config = change_config(preset_config("small"), {"frames": frames}, "")
         torch.manual_seed(0)
         model = build_model(config, None)
         show_something(model)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from common.nets.mano import TwoHandMano
 from common.nets.trans_net import PEAK, SIGMA, convolve_heatmaps
+from main.build import build_model, prepare_inference
 from main.config import Config
-from main.model import InterWild, build_model, prepare_inference
+from main.model import InterWild
 from tool.benchmarks.core import Clock, Figure, peak_memory
 from tool.benchmarks.profile import run_profile
 from tool.make_checkpoint import show_something

@@ -10,19 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.checkpoint import load_network, read_checkpoint
 from common.devices import parse_devices
 from common.errors import UserError
-from common.nets.mano import TwoHandMano
-from common.nets.mano_files import read_hand_models
 from common.nets.trans_net import PEAK, gaussian
 from common.postprocess import to_crop
 from common.types import Prediction
 from common.utils.boxes import restore_box
 from common.utils.frames import Frames
 from common.utils.rotations import axis_angle_to_matrix
-from main.config import Config
-from main.model import InterWild, build_model
+from main.build import load_model
+from main.model import InterWild
 
 
 class Report(NamedTuple):
@@ -41,11 +38,8 @@ def run(args: Namespace) -> list[Report]:
     images = load_npz(args.inputs)
     if "images" not in images:
         raise UserError(f"{args.inputs} has no array `images`")
-    model = build_model(Config(), TwoHandMano(*read_hand_models(args.mano)))
-    passed_over = load_network(model, read_checkpoint(args.snapshot)["network"], args.snapshot)
-    print(
-        f"all {len(model.state_dict())} tensors of the network loaded; passed over: {', '.join(passed_over) or 'none'}"
-    )
+    model, _, _, ignored = load_model(args.snapshot, args.mano)
+    print(f"all {len(model.state_dict())} tensors of the network loaded; ignored: {', '.join(ignored) or 'none'}")
 
     model.to(device).eval()
     tensor = torch.from_numpy(images["images"]).float().to(device)

@@ -1,5 +1,6 @@
 """The loss part of `tool/parity.py`: the loss terms of a recorded batch, and the gradients of their sum."""
 
+import copy
 from argparse import Namespace
 from contextlib import nullcontext
 from math import isfinite
@@ -8,18 +9,16 @@ import msgspec
 import numpy as np
 import torch
 
-from common.checkpoint import load_network, read_checkpoint
 from common.criterion import InterWildLoss
 from common.devices import parse_devices
 from common.errors import UserError
-from common.nets.mano import TwoHandMano
-from common.nets.mano_files import read_hand_models
 from common.types import Targets
 from common.utils.files import make_folder, write_json
 from data.dataset import to_device
 from data.reading import read_json
+from main.build import load_model
 from main.config import Config
-from main.model import InterWild, build_model
+from main.model import InterWild
 from tool.published.forward import Report, load_npz
 from tool.published.official import targets_from_official
 
@@ -60,15 +59,15 @@ def run(args: Namespace) -> list[Report]:
     detail_file = args.golden / "loss_detail.npz"
     details = load_npz(detail_file) if detail_file.exists() else {}
 
-    model = build_model(Config(), TwoHandMano(*read_hand_models(args.mano))).to(device)
-    network = read_checkpoint(args.snapshot)["network"]
+    model = load_model(args.snapshot, args.mano).model.to(device)
+    weights = copy.deepcopy(model.state_dict())
     images, targets = read_batch(args.golden / "loss_batch.npz")
     images, targets = images.to(device), to_device(targets, device)
     results, reports = {}, []
     for mode, expected in recorded.items():
         if mode not in MODES:
             raise UserError(f"the recorded figures name a mode {mode!r}; there are: {', '.join(MODES)}")
-        load_network(model, network, args.snapshot)  # anew: training mode changes the statistics
+        model.load_state_dict(weights)  # each time, as training mode changes the statistics
         model.train(MODES[mode])
         model.zero_grad()
         losses, gradients, elements = loss_and_gradients(model, images, targets, args.amp)
