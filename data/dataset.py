@@ -5,6 +5,7 @@ which place of an epoch is a pure function of (seed, epoch, place). So the order
 processes and loader workers, and training can go on from any step.
 """
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from common.errors import WORKER_KILLED, UserError, explain_failure
 from common.targets import make_eval_sample, make_sample
@@ -89,6 +90,37 @@ class HandDataset(Dataset):
             yield
         except UserError as error:
             raise UserError(f"{self.id(index)}: {error}") from None
+
+
+class EvalItems(Dataset):
+    """Some test samples of a dataset, each as its index and the sample.
+
+    Args:
+        skip_bad: a sample that cannot be read is its error message instead of an error.
+    """
+
+    def __init__(self, dataset: HandDataset, indices: Sequence[int], skip_bad: bool) -> None:
+        self.dataset, self.indices, self.skip_bad = dataset, indices, skip_bad
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> tuple[int, EvalSample | str]:
+        """Raises UserError if the sample cannot be read and is not to be skipped."""
+        index = self.indices[position]
+        try:
+            return index, self.dataset[index]
+        except UserError as error:
+            if not self.skip_bad:
+                raise
+            return index, str(error)
+
+
+def collate_readable(items: Sequence[tuple[int, EvalSample | str]]) -> tuple[list[int], EvalSample | None, list[str]]:
+    """`EvalItems` -> indices and batch of the readable ones (None if there is none), the errors of the others."""
+    readable = {index: item for index, item in items if not isinstance(item, str)}
+    errors = [item for _, item in items if isinstance(item, str)]
+    return list(readable), default_collate(list(readable.values())) if readable else None, errors
 
 
 class SampleKey(NamedTuple):
@@ -216,6 +248,16 @@ class MixedSampler(Sampler[list[SampleKey]]):
     def _key(self, index: int, epoch: int, position: int) -> SampleKey:
         part = int(np.searchsorted(self.starts, index, side="right")) - 1
         return SampleKey(part, index - int(self.starts[part]), epoch, position)
+
+
+def loader_workers(limit: int, processes: int, batches: int) -> int:
+    """How many loader workers a process starts: at most `limit`, and not more than it has batches to load.
+
+    Args:
+        processes: on this machine; they share the CPU cores that this process may use.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(limit, max(1, cores // processes), batches)
 
 
 def init_worker(worker: int) -> None:

@@ -2,7 +2,7 @@
 
 import csv
 import json
-import subprocess
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -13,10 +13,12 @@ import pytest
 import torch
 from test_data_targets import recorded  # noqa: F401
 
+from common import metrics
 from common.checkpoint import read_checkpoint
 from common.distributed import launch
 from common.drawing.sheets import contact_sheet, histograms
 from common.errors import UserError
+from data.dataset import loader_workers
 from main import test as script
 
 SETS = {"HIC": 10, "InterHand26M": 11, "MSCOCO": 10, "ReInterHand": 6}  # samples
@@ -40,7 +42,7 @@ def read_results(folder: Path, stem: str) -> tuple[dict, list[dict[str, str]]]:
 
 @pytest.mark.parametrize("name", SETS)
 def test_every_test_set(monkeypatch, arguments, tmp_path, capsys, name):
-    """Figures in the published wording, the same as JSON, and a line a sample that they can be computed from."""
+    """Results in the published wording, the same as JSON, and a line per sample that they can be computed from."""
     run(monkeypatch, arguments, "--testset", name, "--batch_size", "4")
     printed = capsys.readouterr().out
     content, lines = read_results(tmp_path, f"{name}_6")
@@ -60,7 +62,7 @@ def test_every_test_set(monkeypatch, arguments, tmp_path, capsys, name):
 
 
 def test_processes_share_the_samples(monkeypatch, arguments, tmp_path):
-    """11 samples over 2 processes, in batches of another size: each counts once, the figures are the same."""
+    """11 samples over 2 processes, in batches of another size: each counts once, the results are the same."""
     run(monkeypatch, arguments, "--testset", "InterHand26M")
     alone, lines = read_results(tmp_path, "InterHand26M_6")
     monkeypatch.setattr(sys, "argv", ["test.py", *arguments, "--testset", "InterHand26M", "--batch_size", "3"])
@@ -71,8 +73,8 @@ def test_processes_share_the_samples(monkeypatch, arguments, tmp_path):
     assert shared["metrics"] == pytest.approx(alone["metrics"], rel=1e-4)
 
 
-def test_pictures(monkeypatch, arguments, tmp_path):
-    """--visualize: some samples, the worst, histograms; there when asked for."""
+def test_images(monkeypatch, arguments, tmp_path):
+    """--visualize: some samples, the worst, histograms; written only on request."""
     run(monkeypatch, arguments, "--testset", "HIC")
     assert not list((tmp_path / "result").glob("*.jpg"))
     run(monkeypatch, arguments, "--testset", "HIC", "--visualize", "3")
@@ -94,10 +96,11 @@ def test_the_epoch_names_the_snapshot(monkeypatch, arguments, tmp_path, small_sn
     assert content["epoch"] == 2 and content["checkpoint"].endswith("model_dump/snapshot_2.pth")
 
 
-def test_a_broken_network_is_named_not_averaged(monkeypatch, arguments, tmp_path, small_snapshot):
-    """NaN weights: one line that names a sample, and no file of figures."""
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
+def test_a_broken_network_is_named_not_averaged(monkeypatch, arguments, tmp_path, small_snapshot, value):
+    """Predictions that are not finite, or whose squares are not: one line that names a sample, and no results file."""
     content = read_checkpoint(small_snapshot)
-    content["network"]["hand_trans_net.fc.0.bias"] = torch.full((3,), torch.nan)
+    content["network"]["hand_trans_net.fc.0.bias"] = torch.full((3,), value)
     torch.save(content, tmp_path / "broken.pth")
     with pytest.raises(UserError, match="rel_transl of HIC .* NaN or infinite"):
         run(monkeypatch, arguments, "--checkpoint", str(tmp_path / "broken.pth"))
@@ -108,7 +111,7 @@ def test_mistakes_are_one_line(monkeypatch, arguments, tmp_path):
     for more, message in (
         (["--testset", "HICC"], "there is no dataset 'HICC'"),
         (["--data", str(tmp_path)], "HIC.json is missing"),
-        (["--batch_size", "0"], "test_batch_size must be at least 1"),
+        (["--batch_size", "0"], "test_batch_size cannot be '0': expected int >= 1"),
         (["--hand_backbone", "resnet50"], "does not fit this network"),
     ):
         with pytest.raises(UserError, match=message):
@@ -120,15 +123,68 @@ def test_mistakes_are_one_line(monkeypatch, arguments, tmp_path):
         assert left.value.code == 2
 
 
-def test_help_answers_at_once():
-    """Nothing heavy is imported for it."""
-    code = (
-        "import runpy, sys; sys.argv = ['test.py', '--help']\n"
-        f"try: runpy.run_path({str(Path(script.__file__))!r}, run_name='__main__')\n"
-        "except SystemExit: print('heavy:', sorted({'torch', 'cv2', 'numpy'} & set(sys.modules)))"
+def test_results_that_are_not_finite_are_a_message(monkeypatch, arguments, tmp_path):
+    """JSON has no infinity: the metric is named, and no file is written."""
+    mean = metrics._mean
+    monkeypatch.setattr(metrics, "_mean", lambda *given: mean(*given)._replace(value=float("inf")))
+    with pytest.raises(UserError, match="MRRPE.* is not finite"):
+        run(monkeypatch, arguments)
+    assert not list((tmp_path / "result").iterdir())
+
+
+@pytest.fixture
+def damaged(recorded: Path, tmp_path: Path) -> Path:  # noqa: F811
+    """The datasets with one image of HIC emptied."""
+    shutil.copytree(recorded / "data" / "HIC", tmp_path / "data" / "HIC")
+    image = sorted((tmp_path / "data" / "HIC").rglob("*.jpg"))[0]
+    image.write_bytes(b"")
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("batch_size", ["1", "4", "64"])
+def test_unreadable_samples_are_left_out_if_told_to(monkeypatch, arguments, tmp_path, capsys, damaged, batch_size):
+    """--skip_bad: named once, counted, in no average and no image; without it, or with nothing left, an error."""
+    run(monkeypatch, arguments)
+    whole, lines = read_results(tmp_path, "HIC_6")
+    more = ["--data", str(damaged), "--batch_size", batch_size]
+    with pytest.raises(UserError, match="HIC .*cannot read"):
+        run(monkeypatch, arguments, *more)
+    capsys.readouterr()
+    run(monkeypatch, arguments, *more, "--skip-bad", "--visualize", "20")
+    printed = capsys.readouterr()
+    content, left = read_results(tmp_path, "HIC_6")
+    assert whole["skipped"] == 0 and content["skipped"] == 1 == len(lines) - len(left)
+    assert content["samples"] == len(left) and all(line["id"] in {row["id"] for row in lines} for line in left)
+    assert printed.err.count("skipped HIC") == 1 and "left out: 1 of 10 samples" in printed.out
+    assert (tmp_path / "result" / "HIC_6_samples.jpg").exists()
+    for image in damaged.rglob("*.jpg"):
+        image.write_bytes(b"")
+    with pytest.raises(UserError, match="none of the 10 samples of HIC can be read"):
+        run(monkeypatch, arguments, *more, "--skip_bad")
+
+
+def test_help_shows_what_a_test_uses(monkeypatch, capsys):
+    """No option of training; those of the whole configuration stay accepted, with - and _."""
+    monkeypatch.setattr(sys, "argv", ["test.py", "--help"])
+    with pytest.raises(SystemExit):
+        script.parse_args()
+    shown = {word.strip("[],") for word in capsys.readouterr().out.split() if word.strip("[").startswith("--")}
+    assert {"--test_epoch", "--test_batch_size", "--amp", "--cam_mode", "--skip_bad"} <= shown
+    assert not shown & {"--lr", "--accumulate", "--trainset_3d", "--end_epoch", "--batch_size", "--hand_backbone"}
+    monkeypatch.setattr(
+        sys, "argv", ["test.py", "--test-epoch=3", "--lr", "1", "--batch-size", "2", "--cam-mode", "x-y"]
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert "--test_epoch" in done.stdout and "heavy: []" in done.stdout, done.stderr
+    args = script.parse_args()
+    assert (args.test_epoch, args.config_lr, args.config_test_batch_size, args.config_cam_mode) == (3, "1", "2", "x-y")
+
+
+@pytest.mark.parametrize(
+    ("limit", "processes", "batches", "expected"),
+    [(16, 1, 100, 8), (16, 3, 100, 2), (16, 20, 100, 1), (2, 1, 100, 2), (16, 1, 3, 3), (0, 1, 9, 0)],
+)
+def test_loader_workers_share_the_cores(monkeypatch, limit, processes, batches, expected):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert loader_workers(limit, processes, batches) == expected
 
 
 def test_sheets_and_histograms():

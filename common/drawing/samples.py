@@ -11,7 +11,7 @@ from common.drawing.raster import HandMesh
 from common.drawing.render import render_hands
 from common.drawing.sheets import arrange
 from common.postprocess import to_crop
-from common.types import SIDES, Prediction, Targets, take
+from common.types import SIDES, Prediction, Sample, Targets, take
 from common.utils.camera import Camera
 from common.utils.frames import Frames, rescale
 
@@ -89,3 +89,17 @@ def draw_sheet(images: Tensor, prediction: Prediction, targets: Targets, faces: 
         for n, crop in enumerate(crops)
     ]
     return arrange(rows, 1)
+
+
+def draw_eval_sample(sample: Sample, prediction: Prediction, faces: Tensor, frames: Frames) -> list[np.ndarray]:
+    """A test sample as three images of its crop: true boxes and joints, predicted boxes and joints, predicted meshes.
+
+    Args:
+        sample: a single one, without a batch axis.
+        prediction: of a batch of this sample alone.
+        faces: (2, F, 3) of the hand models.
+    """
+    predicted, meshes = read_prediction(prediction, faces, frames, together=True)[0]
+    boxes = np.where(sample.boxes_valid[:, None] > 0, sample.boxes_crop, np.nan)
+    joints = np.where(sample.joints_valid[..., None] > 0, sample.joints_crop[..., :2], np.nan)
+    return draw_sample(sample.crop.numpy(), Marks(boxes, np.ones(2), joints), predicted, meshes)[1:]
