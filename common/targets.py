@@ -154,17 +154,25 @@ def is_inside(joints_crop: np.ndarray | Tensor, frames: Frames) -> np.ndarray | 
     return (x >= 0) & (x < width) & (y >= 0) & (y < height) & (z >= -half) & (z < half)
 
 
+def body_box_of(annotation: Annotation, frames: Frames, box_extension: float) -> np.ndarray:
+    """(4,) xywh that the crop is taken from, before augmentation. Raises UserError if there is none."""
+    height, width = annotation.image_size
+    box = annotation.body_box_image
+    if box is None:
+        box = np.array([0.0, 0.0, width, height])  # floats: the published studio datasets truncate nothing
+    box = body_box(box, annotation.image_size, frames.crop, box_extension)
+    if box is None:
+        raise UserError("its body box is empty or outside the image")
+    return box
+
+
 def _image_to_crop(
     annotation: Annotation, augmentation: Augmentation, frames: Frames, box_extension: float
 ) -> np.ndarray:
     """(2, 3), from the mirrored picture where the augmentation flips."""
-    height, width = annotation.image_size
-    box = np.array([0, 0, width, height]) if annotation.body_box_image is None else annotation.body_box_image
-    box = body_box(box, annotation.image_size, frames.crop, box_extension)
-    if box is None:
-        raise UserError("its body box is empty or outside the picture")
+    box = body_box_of(annotation, frames, box_extension)
     if augmentation.flip:
-        box[0] = width - 1 - box[0] - box[2]
+        box[0] = annotation.image_size[1] - 1 - box[0] - box[2]
     return image_to_crop(box, frames.crop, augmentation.scale, augmentation.rot)
 
 

@@ -62,7 +62,8 @@ class Annotation:
     image_path: Path
     image_size: tuple[int, int]  # (h, w)
     hand_type: str | None = None  # of HAND_TYPES
-    body_box_image: np.ndarray | None = None  # (4,) xywh of the person; None: the whole picture
+    # (4,) xywh of the person; None: the whole image. Integers and floats give different crops, see `body_box`.
+    body_box_image: np.ndarray | None = None
 
     boxes_image: np.ndarray | None = None  # (2, 4) xyxy
     boxes_valid: np.ndarray | None = None  # (2,) bool

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from test_data_targets import cache, recorded  # noqa: F401
 
 from common.errors import UserError
+from common.targets import body_box_of
 from common.utils.augment import IDENTITY
 from data.dataset import HandDataset
 from data.InterHand26M.InterHand26M import InterHand26M
@@ -149,6 +150,38 @@ def test_broken_coco_annotations_are_named_one_by_one(copy):
     assert set(found) == {4000, 4011, 4022, 4066}
     assert "bbox" in found[4000] and "lefthand_kpts" in found[4011]
     assert "image -5" in found[4022] and "focal" in found[4066] and "MSCOCO_train_MANO" in found[4066]
+
+
+def test_coco_keeps_whether_a_person_box_is_of_integers(copy, golden):
+    """The crop follows how the JSON writes the numbers: recorded body boxes, through the reader and its cache."""
+    cases = json.loads((golden / "body_boxes.json").read_text())
+    mixed = {
+        "image_wh": [384, 512],
+        "person_xywh": [0, 0, 384, 512.0],
+        "body_xywh": [-48.03125, -63.875, 479.0625, 638.75],
+    }
+    cases.append(mixed)  # one decimal point makes all four numbers floats
+
+    def replace_people(content):
+        person = content["annotations"][0]
+        content["images"] = [
+            {"id": i, "file_name": f"{i}.jpg", "width": case["image_wh"][0], "height": case["image_wh"][1]}
+            for i, case in enumerate(cases)
+        ]
+        content["annotations"] = [
+            {**person, "id": i, "image_id": i, "bbox": case["person_xywh"]} for i, case in enumerate(cases)
+        ]
+
+    edit(copy / "MSCOCO" / "annotations" / "coco_wholebody_val_v1.0.json", replace_people)
+    for _ in range(2):  # builds the cache, then reads it
+        dataset = open_dataset("MSCOCO", "test", Config(), copy)
+        ours = {}
+        for i in range(len(dataset)):
+            annotation = dataset.source.annotation(i)
+            ours[annotation.id] = body_box_of(annotation, dataset.frames, dataset.box_extension)
+        usable = {i: case["body_xywh"] for i, case in enumerate(cases) if case["body_xywh"] is not None}
+        assert len(usable) == 55
+        assert {i: box.astype(np.float32).tolist() for i, box in ours.items()} == usable
 
 
 def test_broken_pictures_and_meshes_are_named(copy):

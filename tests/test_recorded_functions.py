@@ -1,5 +1,7 @@
 """Single functions against what the published system's own gave for the same input."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -40,6 +42,21 @@ def test_boxes(unit, key, function):
         assert (ours is None) == np.isnan(recorded).all(), box
         if ours is not None:
             np.testing.assert_allclose(ours, recorded, rtol=1e-6, atol=1e-3)
+
+
+def test_body_boxes_of_integers(golden):
+    """55 person boxes, integers and floats: to the last bit of float32, in which the published system keeps them."""
+    recorded = json.loads((golden / "body_boxes.json").read_text())
+    assert len(recorded) == 55 and sum(box["integers"] for box in recorded) == 31
+    for case in recorded:
+        width, height = case["image_wh"]
+        box = np.array(case["person_xywh"])
+        assert np.issubdtype(box.dtype, np.integer) == case["integers"]
+        ours = body_box(box, (height, width), FRAMES.crop, 1.25)
+        if case["body_xywh"] is None:
+            assert ours is None
+        else:
+            assert ours.astype(np.float32).tolist() == case["body_xywh"], case
 
 
 def test_iou(unit):

@@ -5,6 +5,7 @@ For training also annotations/MSCOCO_train_MANO_NeuralAnnot.json. Everything is 
 
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -16,9 +17,11 @@ from common.utils.camera import CaptureCamera
 from common.utils.joints import COCO_JOINTS, reorder_index
 from data.layouts import COCO_IMAGES, COCO_JSON, COCO_MANO
 from data.reading import (
+    LARGEST,
     UNREADABLE,
     EntryId,
     HandParams,
+    Number,
     Pixels,
     Positive,
     Problems,
@@ -33,8 +36,10 @@ from data.reading import (
 )
 from data.store import Columns, StringColumn, open_store
 
-VERSION = 2  # of the columns
+VERSION = 3  # of the columns
 FILE_SPLITS = {"train": "train", "test": "val"}
+# Keeps the type of a JSON number: `8` is an int, `8.0` a float.
+IntegerOrNumber = Annotated[int, msgspec.Meta(ge=-int(LARGEST), le=int(LARGEST))] | Number
 
 
 class Image(msgspec.Struct, gc=False):
@@ -49,7 +54,7 @@ class Person(msgspec.Struct, gc=False):
     image_id: EntryId
     iscrowd: int
     num_keypoints: int
-    bbox: vector(4)
+    bbox: vector(4, IntegerOrNumber)
     lefthand_valid: bool
     righthand_valid: bool
     lefthand_box: vector(4)
@@ -121,12 +126,13 @@ class MSCOCO:
         height, width = columns["image_size"][index].tolist()
         joints = np.asarray(columns["joints"][index])
         mano, mano_transl = as_mano(np.asarray(columns["mano"][index]))
+        body_box = np.asarray(columns["body_box_image"][index])
         focal, princpt = np.asarray(columns["focal"][index]), np.asarray(columns["princpt"][index])
         return Annotation(
             id=int(columns["id"][index]),
             image_path=path_in(self.images, columns["file_name"][index]),
             image_size=(height, width),
-            body_box_image=np.asarray(columns["body_box_image"][index]),
+            body_box_image=body_box.astype(np.int64) if columns["body_box_is_integer"][index] else body_box,
             boxes_image=np.asarray(columns["boxes_image"][index]),
             boxes_valid=np.asarray(columns["boxes_valid"][index]),
             joints_image=joints[..., :2],
@@ -195,6 +201,7 @@ def _columns(people: list[Person], images: dict[int, Image]) -> Columns:
         "file_name": StringColumn.pack(image.file_name for image in found),
         "image_size": sizes,
         "body_box_image": np.array([person.bbox for person in people], np.float64).reshape(-1, 4),
+        "body_box_is_integer": np.array([all(isinstance(x, int) for x in person.bbox) for person in people], bool),
         "boxes_image": np.where(usable[..., None], xywh_to_xyxy(boxes), 0).astype(np.float32),
         "boxes_valid": usable,
         "joints": joints.reshape(-1, 2, 21, 3)[:, :, reorder_index(COCO_JOINTS)],

@@ -17,10 +17,9 @@ from common.devices import parse_devices
 from common.errors import UserError
 from common.nets.mano import TwoHandMano
 from common.nets.mano_files import read_hand_models
-from common.targets import build_images, build_targets, complete_truth
+from common.targets import body_box_of, build_images, build_targets, complete_truth
 from common.types import Annotation
 from common.utils.augment import Augmentation
-from common.utils.boxes import body_box
 from common.utils.files import make_folder, write_json
 from common.utils.joints import INTERHAND_JOINTS, JOINTS
 from common.utils.rotations import axis_angle_to_matrix
@@ -162,7 +161,7 @@ def datalist(dataset: HandDataset, indices: list[int]) -> dict[str, np.ndarray]:
     source = dataset.source
     annotations = [source.annotation(i) for i in indices]
     boxes = np.array([hand_boxes(annotation) for annotation in annotations])
-    values = {"body_bbox": np.array([enlarged_body_box(annotation, dataset) for annotation in annotations])}
+    values = {"body_bbox": np.array([body_box_of(a, dataset.frames, dataset.box_extension) for a in annotations])}
     if source.name in ("InterHand26M", "MSCOCO"):
         values |= {"rhand_bbox": boxes[:, 0], "lhand_bbox": boxes[:, 1]}
         values["joint_img"] = in_file_order([a.joints_image for a in annotations], source.name)
@@ -177,12 +176,6 @@ def hand_boxes(annotation: Annotation) -> np.ndarray:
     if annotation.boxes_image is None:
         return np.full((2, 4), np.nan)
     return np.where(annotation.boxes_valid[:, None], annotation.boxes_image, np.nan)
-
-
-def enlarged_body_box(annotation: Annotation, dataset: HandDataset) -> np.ndarray:
-    height, width = annotation.image_size
-    box = np.array([0, 0, width, height]) if annotation.body_box_image is None else annotation.body_box_image
-    return body_box(box, annotation.image_size, dataset.frames.crop, dataset.box_extension)
 
 
 def in_file_order(hands: list[np.ndarray], name: str) -> np.ndarray:
