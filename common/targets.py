@@ -49,6 +49,7 @@ def make_sample(
     box_extension: float,
     id: str = "",
     replaced: int = 0,
+    float_crop: bool = False,
 ) -> Sample:
     """The image side of a sample: a pure function of its arguments.
 
@@ -57,6 +58,8 @@ def make_sample(
         box_extension: the body box is enlarged by this.
         id: how messages call the sample.
         replaced: see `Sample`.
+        float_crop: sample the crop in float32, as published, instead of uint8. A float crop takes four times the
+            memory, so handing it from a loader worker to the training process costs more than making it.
 
     Raises:
         UserError: the picture is not of the size the annotation says, a number is not finite, or the body box is
@@ -65,7 +68,7 @@ def make_sample(
     check_annotation(annotation, image.shape[:2])
     flip, width = augmentation.flip, annotation.image_size[1]
     to_crop = _image_to_crop(annotation, augmentation, frames, box_extension)
-    crop = warp_augmented(image, to_crop, augmentation, frames.crop)
+    crop = warp_augmented(image.astype(np.float32) if float_crop else image, to_crop, augmentation, frames.crop)
     boxes_crop, boxes_valid = _boxes(annotation, to_crop, flip, width, frames)
     joints_crop, joints_rel, joints_valid, rel_transl = _joints(annotation, to_crop, augmentation, width)
     inside = joints_valid & is_inside(joints_crop, frames)
@@ -100,7 +103,7 @@ def make_eval_sample(
     annotation: Annotation, image: np.ndarray, frames: Frames, box_extension: float, id: str = ""
 ) -> EvalSample:
     """An item of a test set, without augmentation. Raises UserError like `make_sample`."""
-    sample = make_sample(annotation, image, IDENTITY, frames, box_extension, id)
+    sample = make_sample(annotation, image, IDENTITY, frames, box_extension, id, float_crop=True)
     no_boxes, no_joints = np.zeros((HANDS, 4)), np.zeros((HANDS, JOINT_COUNT, 3))
     boxes_valid = _or(annotation.boxes_valid, np.zeros(HANDS))
     scored = _or(annotation.joints_scored, np.zeros((HANDS, JOINT_COUNT)))
@@ -371,16 +374,17 @@ def complete_truth(batch: EvalSample, mano: TwoHandMano) -> GroundTruth:
     at the origin, as in the published evaluation.
     """
     sample, truth = batch
+    from_file = truth.vertices_valid.bool()
+    wrists = mano.regress_joints(truth.vertices_cam)[:, :, WRIST]
+    between = wrists[:, LEFT] - wrists[:, RIGHT]
+    truth = truth._replace(rel_transl=torch.where(from_file.any(1, keepdim=True), between, truth.rel_transl))
+    if not sample.mano_valid.any():  # MSCOCO scores no mesh, HIC has its meshes from files
+        return truth
     hands = pose_hands(sample, mano)
     posed = hands.vertices_rel + torch.where(hands.valid[..., None], hands.wrists_cam, 0)[:, :, None]
-    from_file = truth.vertices_valid.bool()
-    vertices_cam = torch.where(from_file[..., None, None], truth.vertices_cam, posed)
-    wrists = mano.regress_joints(vertices_cam)[:, :, WRIST]
-    between = wrists[:, LEFT] - wrists[:, RIGHT]
     return truth._replace(
-        vertices_cam=vertices_cam,
+        vertices_cam=torch.where(from_file[..., None, None], truth.vertices_cam, posed),
         vertices_valid=(from_file | hands.valid).float(),
-        rel_transl=torch.where(from_file.any(1, keepdim=True), between, truth.rel_transl),
     )
 
 

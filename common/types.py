@@ -102,7 +102,7 @@ class Sample(NamedTuple):
     batch on any device.
     """
 
-    crop: Tensor  # (..., h, w, 3) uint8 RGB, before the colour factors
+    crop: Tensor  # (..., h, w, 3) RGB in [0, 255] before the color factors; uint8, or float32 for a test
     color: Tensor  # (..., 3) colour factors
     id: str | list[str]  # "MSCOCO 4000", for messages
     replaced: Tensor  # (...) int64: how many unusable annotations this one stands in for

@@ -63,8 +63,8 @@ class HandDataset(Dataset):
         id = self.source.id(index)
         return f"{self.source.name} {'/'.join(map(str, id)) if isinstance(id, tuple) else id}"
 
-    def sample(self, index: int, augmentation: Augmentation, replaced: int = 0) -> Sample:
-        """The sample of one annotation under one augmentation.
+    def sample(self, index: int, augmentation: Augmentation, replaced: int = 0, float_crop: bool = False) -> Sample:
+        """The sample of one annotation under one augmentation. `replaced`, `float_crop`: see `make_sample`.
 
         Raises:
             UserError: names the annotation and what is wrong with it or its files.
@@ -73,7 +73,7 @@ class HandDataset(Dataset):
             annotation = self.source.annotation(index)
             image = load_image(annotation.image_path)
             return make_sample(
-                annotation, image, augmentation, self.frames, self.box_extension, self.id(index), replaced
+                annotation, image, augmentation, self.frames, self.box_extension, self.id(index), replaced, float_crop
             )
 
     def __getitem__(self, index: int) -> EvalSample:

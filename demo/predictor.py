@@ -101,7 +101,14 @@ class PhotoHands:
 
 @dataclass(frozen=True)
 class PreparedPhoto:
-    """A photo made ready for the network: the crop (H, W, 3) uint8, where it was taken from, and the real camera."""
+    """A photo made ready for the network.
+
+    Attributes:
+        crop: (H, W, 3) float32 RGB in [0, 255].
+        image_size: (h, w) px of the photo.
+        body_box_image: (4,) x, y, w, h px, what the crop shows.
+        intrinsics: the photo's real camera, if given.
+    """
 
     crop: np.ndarray
     image_size: tuple[int, int]
@@ -155,7 +162,9 @@ class HandPredictor:
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            box_xywh: (4,) px, the person; the whole photo if left out.
+            box_xywh: (4,) px, the person; default: the whole photo. As in the published system, the crop depends on
+                the numbers' type: if all four are integers, the box is rounded to integers (see
+                `common.utils.boxes.body_box`), and the crop moves by less than a pixel of the photo.
             intrinsics: the photo's real pinhole camera; the hands are then placed before it in real metres.
 
         Raises:
@@ -168,7 +177,7 @@ class HandPredictor:
         box_image = body_box(np.asarray(box), size, crop_size, self.config.wild_box_extension)
         if box_image is None:
             raise UserError(f"the person's box {tuple(box)} holds nothing of a {size[1]} x {size[0]} photo")
-        crop = warp_image(image, image_to_crop(box_image, crop_size), crop_size)
+        crop = warp_image(image.astype(np.float32), image_to_crop(box_image, crop_size), crop_size)
         return PreparedPhoto(crop, size, box_image, intrinsics)
 
     @torch.inference_mode()
@@ -190,7 +199,7 @@ class HandPredictor:
         if hand not in HAND_MODES:
             raise ValueError(f"hand must be one of {', '.join(HAND_MODES)}, not {hand!r}")
         crops = torch.from_numpy(np.stack([photo.crop for photo in photos]))
-        prediction = self.network(crops.to(self.device).permute(0, 3, 1, 2).float() / 255)
+        prediction = self.network(crops.to(self.device).permute(0, 3, 1, 2) / 255)
         arrays, crop_results = _to_numpy(prediction), _to_numpy(to_crop(prediction, self.config.frames))
         return [
             self._assemble(photo, _pick(arrays, n), _pick(crop_results, n), hand, min_confidence)

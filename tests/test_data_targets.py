@@ -7,6 +7,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch.utils.data import default_collate
 from common.targets import build_images, build_targets, complete_truth
 from common.types import LEFT, RIGHT
 from common.utils.augment import IDENTITY, Augmentation, draw_augmentation, mirror_affine, warp_augmented
+from common.utils.images import load_image
 from data.dataset import HandDataset
 from main.build import open_dataset
 from main.config import Config, config_to_dict
@@ -167,6 +169,20 @@ def test_the_mirrored_picture_is_never_made(recorded):
     np.testing.assert_allclose(
         through[:, :2] @ point + through[:, 2], to_crop[:, :2] @ [60 - point[0], 20] + to_crop[:, 2]
     )
+
+
+def test_a_test_image_is_warped_in_float(recorded, cache):
+    """What the network is tested with is a float warp by the recorded transform, to 1e-4 of a gray level on average."""
+    dataset = open_dataset("MSCOCO", "test", Config(), recorded / "data", cache)
+    batch = default_collate([dataset[i] for i in range(len(dataset))])
+    images = build_images(batch.sample)
+    with np.load(recorded / "datasets" / "MSCOCO_test.npz") as file:
+        crop_to_image = file["identity/meta_info/bb2img_trans"]
+    for index, image in enumerate(images):
+        photo = load_image(dataset.source.annotation(index).image_path).astype(np.float32)
+        warped = cv2.warpAffine(photo, crop_to_image[index], (384, 512), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+        assert np.abs(image.permute(1, 2, 0).numpy() * 255 - warped).mean() < 1e-4
+    assert batch.sample.crop.dtype == torch.float32
 
 
 def test_augmentations_have_the_published_distribution():

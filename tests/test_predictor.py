@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -42,10 +43,30 @@ def test_result(photo):
 
 
 def test_the_published_body_box(photo):
-    """The whole photo, less one pixel, brought to 3 : 4 and enlarged by 1.25."""
-    np.testing.assert_allclose(
-        photo.body_box_image, [149.5 - 299 * 0.625, 119.5 - 299 / 0.75 * 0.625, 373.75, 498.3333]
-    )
+    """The whole photo, less one pixel, brought to 3 : 4, enlarged by 1.25, and cut to integers: size, then corner."""
+    width, height = int(299 * 1.25), int(299 / 0.75 * 1.25)
+    assert photo.body_box_image.tolist() == [int(149.5 - width / 2), int(119.5 - height / 2), width, height]
+
+
+@pytest.mark.parametrize(
+    ("box", "integers"),
+    [
+        (None, True),
+        ((0, 0, 300, 240), True),
+        (np.array([0, 0, 300, 240], np.int32), True),
+        ((0, 0, 300, 240.0), False),
+        (np.array([0, 0, 300, 240], np.float32), False),
+    ],
+)
+def test_the_crop_follows_the_type_of_the_box(predictor, image, box, integers):
+    """A float warp by the body box of the box's type, to 1e-4 of a gray level on average."""
+    x, y, w, h = (-37, -129, 373, 498) if integers else (-37.375, -129.6666667, 373.75, 498.3333333)
+    prepared = predictor.prepare(image, box)
+    np.testing.assert_allclose(prepared.body_box_image, [x, y, w, h], atol=1e-6)
+    image_to_crop = np.array([[384 / w, 0, -x * 384 / w], [0, 512 / h, -y * 512 / h]])
+    warped = cv2.warpAffine(image.astype(np.float32), image_to_crop, (384, 512))
+    assert prepared.crop.dtype == np.float32
+    assert np.abs(prepared.crop - warped).mean() < 1e-4
 
 
 def test_a_pair_shares_a_camera_and_others_do_not(predictor, image, photo):
@@ -77,13 +98,15 @@ def test_a_hand_alone_is_overlaid_on_its_own_projection(predictor, image):
 
 
 def test_a_shifted_box_shifts_the_answer(predictor, image):
-    """A person anywhere in a larger photo: the same crop gives the same hands, moved with the box (to the rounding of
-    8-bit pixels)."""
+    """A person anywhere in a larger photo: the same crop gives the same hands, moved with the box.
+
+    The numbers are floats: those of an integer box are cut toward zero, so by less left of the photo than inside.
+    """
     large = np.zeros((400, 500, 3), np.uint8)
     large[50:290, 80:380] = image
     # The box of the whole small photo, seen from the large one; sanitizing takes one pixel of width off again.
-    moved = predictor(large, box_xywh=(80, 50, 300, 240))
-    alone = predictor(image)
+    moved = predictor(large, box_xywh=(80.0, 50.0, 300.0, 240.0))
+    alone = predictor(image, box_xywh=(0.0, 0.0, 300.0, 240.0))
     np.testing.assert_allclose(moved.boxes_image - alone.boxes_image, [[80, 50, 80, 50]] * 2, atol=0.2)
     np.testing.assert_allclose(moved.right.joints_image - alone.right.joints_image, [[80, 50]] * 21, atol=0.2)
     np.testing.assert_allclose(
@@ -143,7 +166,8 @@ def test_auto_drops_one_of_two_boxes_on_one_hand(predictor, image):
         assert len(predictor(image, hand="both").hands) == 2
     finally:
         predictor.model.load_state_dict(state)
-    assert predictor(image).box_iou < 0.8 and len(predictor(image, hand="auto").hands) == 2
+    other = smooth_image_uint8(3, 240, 300)
+    assert 0 < predictor(other).box_iou < 0.8 and len(predictor(other, hand="auto").hands) == 2
 
 
 def test_batched_equals_single(predictor, image, photo):
@@ -155,8 +179,6 @@ def test_batched_equals_single(predictor, image, photo):
 
 
 def test_paths_arrays_and_wrong_arrays(predictor, image, tmp_path):
-    import cv2
-
     path = tmp_path / "photo.png"
     cv2.imwrite(str(path), image[..., ::-1])
     np.testing.assert_array_equal(load_image(path), image)

@@ -102,4 +102,4 @@ def draw_eval_sample(sample: Sample, prediction: Prediction, faces: Tensor, fram
     predicted, meshes = read_prediction(prediction, faces, frames, together=True)[0]
     boxes = np.where(sample.boxes_valid[:, None] > 0, sample.boxes_crop, np.nan)
     joints = np.where(sample.joints_valid[..., None] > 0, sample.joints_crop[..., :2], np.nan)
-    return draw_sample(sample.crop.numpy(), Marks(boxes, np.ones(2), joints), predicted, meshes)[1:]
+    return draw_sample(sample.crop.round().byte().numpy(), Marks(boxes, np.ones(2), joints), predicted, meshes)[1:]

@@ -68,7 +68,7 @@ def warp_augmented(
     """The crop of an image, before the colour factors.
 
     Args:
-        image: (H, W, 3) uint8, as decoded.
+        image: (H, W, 3) uint8 or float32, which the crop keeps, see `warp_image`.
         image_to_crop: (2, 3), from the mirrored image where the augmentation flips.
         crop_size: (h, w).
     """

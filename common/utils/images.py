@@ -44,9 +44,12 @@ def warp_image(image: np.ndarray, image_to_crop: np.ndarray, crop_size: tuple[in
     """Sample a crop from an image, bilinear, 0 outside.
 
     Args:
-        image: (H, W, 3) uint8; 8-bit interpolation stays within half a grey level of the float one.
+        image: (H, W, 3) uint8 or float32.
         image_to_crop: (2, 3).
         crop_size: (h, w).
+
+    Returns:
+        (h, w, 3) in the image's dtype. uint8 is rounded, so within half a gray level of float32.
     """
     height, width = crop_size
     return cv2.warpAffine(image, image_to_crop, (width, height), flags=cv2.INTER_LINEAR)

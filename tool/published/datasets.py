@@ -34,8 +34,9 @@ from tool.published.official import official_eval_sample, official_sample
 TOLERANCE = {
     "joint_img": 2e-3, "mano_joint_img": 2e-3, "joint_cam": 2e-5, "mano_mesh_cam": 2e-5, "rel_trans": 2e-5,
     "mano_pose": 2e-4, "mano_shape": 1e-6, "bbox_center": 2e-3, "bbox_size": 2e-3, "bbox": 2e-3,
-    "bb2img_trans": 2e-3, "img_grid": 4e-3, "img_mean": 5e-4, "img_std": 5e-4,
+    "bb2img_trans": 2e-3, "img_grid": 1e-4, "img_mean": 1e-6, "img_std": 1e-6,
 }  # fmt: skip
+UINT8_TOLERANCE = 0.6 / 255 + 1e-4  # half a gray level times the largest recorded color factor, 1.2; and rounding
 OTHER_TOLERANCE = 1e-6  # flags
 MM_TOLERANCE = 2e-2  # datalist/joint_cam is in mm
 RELATIVE = 1e-5
@@ -92,7 +93,10 @@ def run(args: Namespace) -> list[Report]:
                 reports.append(Report(f"{name}: image paths", float(other), float(other), 0.0, other))
             values = make_set(dataset, indices, augmentations, mano, device)
             np.savez(folder / f"{name}.npz", **values)
-            reports += compare(name, load_npz(args.golden / "datasets" / f"{name}.npz"), values)
+            expected = load_npz(args.golden / "datasets" / f"{name}.npz")
+            reports += compare(name, expected, values)
+            if dataset.source.split == "train":
+                reports.append(compare_uint8_crops(name, dataset, indices, augmentations, expected))
     write_json(folder / "index.json", {"augs": msgspec.to_builtins(index.augs), "sets": written})
     return reports
 
@@ -136,7 +140,8 @@ def make_set(
         )
         return values | named("identity", view)
     for name, augmentation in augmentations.items():
-        sample = to_device(default_collate([dataset.sample(i, augmentation) for i in indices]), device)
+        samples = [dataset.sample(i, augmentation, float_crop=True) for i in indices]
+        sample = to_device(default_collate(samples), device)
         view = official_sample(sample, build_images(sample), build_targets(sample, mano, frames), frames)
         values |= named(name, view)
     return values
@@ -205,6 +210,22 @@ def compare(name: str, recorded: dict[str, np.ndarray], ours: dict[str, np.ndarr
     return list(reports.values())
 
 
+def compare_uint8_crops(
+    name: str,
+    dataset: HandDataset,
+    indices: list[int],
+    augmentations: dict[str, Augmentation],
+    recorded: dict[str, np.ndarray],
+) -> Report:
+    """Training samples the crops in uint8, the published system in float32: the worst error over all augmentations."""
+    error = 0.0
+    for augmentation_name, augmentation in augmentations.items():
+        images = build_images(default_collate([dataset.sample(i, augmentation) for i in indices]))
+        expected = recorded[f"{augmentation_name}/inputs/img_grid"]
+        error = max(error, float(np.abs(images[:, :, 16::32, 16::32].numpy() - expected).max()))
+    return Report(f"{name}/inputs/img_grid of uint8 crops", error, error, UINT8_TOLERANCE, not error <= UINT8_TOLERANCE)
+
+
 def compare_field(key: str, expected: np.ndarray, result: np.ndarray, recorded: dict[str, np.ndarray]) -> Report:
     last = key.rsplit("/", 1)[-1].removeprefix("lhand_").removeprefix("rhand_")
     tolerance = MM_TOLERANCE if key == "datalist/joint_cam" else TOLERANCE.get(last, OTHER_TOLERANCE)
@@ -222,6 +243,7 @@ def compare_field(key: str, expected: np.ndarray, result: np.ndarray, recorded: 
     difference = np.where(np.isnan(expected) & np.isnan(result), 0, np.abs(expected - result))
     difference = np.where(np.isnan(difference), np.inf, difference)
     magnitude = np.abs(np.nan_to_num(expected))
+    relative = 0.0 if last.startswith("img_") else RELATIVE  # images are in [0, 1]
     error = float(difference.max(initial=0))
-    outside = bool((difference - RELATIVE * magnitude > tolerance).any())
+    outside = bool((difference - relative * magnitude > tolerance).any())
     return Report(key, error, error / max(float(magnitude.max(initial=0)), 1e-30), tolerance, outside)
