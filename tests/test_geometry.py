@@ -134,6 +134,12 @@ def test_soft_argmax_of_a_sharp_peak():
     assert soft_argmax(logits)[0, 0].tolist() == [3, 2, 1]
 
 
+def test_the_virtual_camera_looks_at_w_half():
+    """Half the size, as published; the center between the first and the last pixel would be (W - 1) / 2."""
+    assert FRAMES.princpt == (128, 128)
+    assert Frames(hand=(64, 96)).princpt == (48, 32)
+
+
 def test_rescale_keeps_depth():
     points = torch.tensor([[8.0, 4.0, 7.0]])
     assert rescale(points, (8, 8), (256, 128)).tolist() == [[128, 128, 7]]
