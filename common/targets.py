@@ -1,7 +1,7 @@
-"""The one place where annotations become what the network is trained and tested with, in two steps.
+"""Annotations become samples and targets here, for all datasets, in two steps.
 
-`make_sample` runs in a loader worker: the picture and all that needs no hand model. `build_images`, `build_targets`
-and `complete_truth` run on collated samples, for the whole batch and on any device.
+`make_sample` runs in a loader worker: the image and everything that needs no hand model. `build_images`,
+`build_targets` and `complete_truth` run on collated samples, for the whole batch and on any device.
 """
 
 from typing import NamedTuple
@@ -34,7 +34,7 @@ from common.utils.mirror import mirror_rotation, mirror_translation
 from common.utils.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 
 HANDS, JOINT_COUNT, VERTEX_COUNT = 2, len(JOINTS), 778
-LARGEST_SQUARE = 1e30  # of an annotation's numbers: px, m and radians
+LARGEST_SQUARE = 1e30  # sum of the squares of an annotation's numbers: px, m and radians
 NO_CAMERA = CaptureCamera(np.ones(2), np.zeros(2))
 
 
@@ -54,16 +54,16 @@ def make_sample(
     """The image side of a sample: a pure function of its arguments.
 
     Args:
-        image: (H, W, 3) uint8 RGB, the annotation's picture.
+        image: (H, W, 3) uint8 RGB, the annotated image.
         box_extension: the body box is enlarged by this.
-        id: how messages call the sample.
+        id: the sample's name in messages.
         replaced: see `Sample`.
         float_crop: sample the crop in float32, as published, instead of uint8. A float crop takes four times the
             memory, so handing it from a loader worker to the training process costs more than making it.
 
     Raises:
-        UserError: the picture is not of the size the annotation says, a number is not finite, or the body box is
-            outside the picture.
+        UserError: the image does not have the annotated size, a number is not finite, or the body box is outside the
+            image.
     """
     check_annotation(annotation, image.shape[:2])
     flip, width = augmentation.flip, annotation.image_size[1]
@@ -109,10 +109,10 @@ def make_eval_sample(
     scored = _or(annotation.joints_scored, np.zeros((HANDS, JOINT_COUNT)))
     joints_cam = _or(annotation.joints_cam, no_joints)
     if annotation.joints_cam is None:
-        # HIC: from the meshes, which `complete_truth` does; the published evaluation counts two-hand pictures.
+        # HIC: `complete_truth` takes it from the meshes; the published evaluation includes all two-hand images.
         rel_transl_valid = annotation.vertices_cam is not None and annotation.hand_type == "interacting"
     else:
-        rel_transl_valid = scored[:, WRIST].all()
+        rel_transl_valid = bool(scored[:, WRIST].all())
     return EvalSample(
         sample,
         GroundTruth(
@@ -130,10 +130,10 @@ def make_eval_sample(
 
 
 def check_annotation(annotation: Annotation, image_size: tuple[int, int]) -> None:
-    """Raises UserError if the picture is of another size, or a number that counts is not finite."""
+    """Raises UserError if the image has another size than annotated, or an annotated number is not finite."""
     if tuple(image_size) != tuple(annotation.image_size):
-        found, said = (f"{width} x {height}" for height, width in (image_size, annotation.image_size))
-        raise UserError(f"{annotation.image_path} is {found} pixels, the annotation says {said}")
+        found, annotated = (f"{width} x {height}" for height, width in (image_size, annotation.image_size))
+        raise UserError(f"{annotation.image_path} is {found} pixels, the annotation says {annotated}")
     parts = (
         ("body box", annotation.body_box_image),
         ("hand box", annotation.boxes_image),
@@ -144,13 +144,13 @@ def check_annotation(annotation: Annotation, image_size: tuple[int, int]) -> Non
         *zip(("MANO rotation", "MANO pose", "MANO shape"), annotation.mano or (), strict=False),
     )
     for name, value in parts:
-        # One pass: a sum of squares keeps NaN, infinity and numbers beyond all measure, as a single precision cannot.
+        # One pass: the sum of squares shows NaN, infinity and numbers too large for single precision alike.
         if value is not None and not np.vdot(value, value) < LARGEST_SQUARE:
             raise UserError(f"{annotation.image_path}: a {name} value in its annotation is NaN or infinite")
 
 
 def is_inside(joints_crop: np.ndarray | Tensor, frames: Frames) -> np.ndarray | Tensor:
-    """(..., 3) 2.5D joints in `crop` -> (...) bool: in the picture, and in the depth range about the wrist."""
+    """(..., 3) 2.5D joints in `crop` -> (...) bool: inside the crop, and inside the depth range around the wrist."""
     height, width = frames.crop
     x, y, z = joints_crop[..., 0], joints_crop[..., 1], joints_crop[..., 2]
     half = frames.depth_range / 2
@@ -172,7 +172,7 @@ def body_box_of(annotation: Annotation, frames: Frames, box_extension: float) ->
 def _image_to_crop(
     annotation: Annotation, augmentation: Augmentation, frames: Frames, box_extension: float
 ) -> np.ndarray:
-    """(2, 3), from the mirrored picture where the augmentation flips."""
+    """(2, 3), from the mirrored image if the augmentation flips."""
     box = body_box_of(annotation, frames, box_extension)
     if augmentation.flip:
         box[0] = annotation.image_size[1] - 1 - box[0] - box[2]
@@ -182,10 +182,10 @@ def _image_to_crop(
 def _boxes(
     annotation: Annotation, to_crop: np.ndarray, flip: bool, width: int, frames: Frames
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hand boxes xyxy in `crop`: the upright hull of the turned box."""
+    """Hand boxes (2, 4) xyxy in `crop`, the axis-aligned hull of the rotated box; valid (2,) bool."""
     boxes, valid = np.zeros((HANDS, 4)), np.zeros(HANDS, bool)
     if annotation.boxes_image is not None:
-        boxes, valid = np.asarray(annotation.boxes_image, np.float64), annotation.boxes_valid
+        boxes, valid = np.asarray(annotation.boxes_image, np.float64), _known(annotation.boxes_valid)
     if flip:
         boxes, valid = boxes[::-1, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (width - 1, 0, width - 1, 0), valid[::-1]
     corners = boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]] @ to_crop[:, :2].T + to_crop[:, 2]
@@ -198,38 +198,39 @@ def _boxes(
 def _joints(
     annotation: Annotation, to_crop: np.ndarray, augmentation: Augmentation, width: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """joints_crop (2, J, 3), joints_rel (2, J, 3), valid (2, J), rel_transl (3,). Invalid joints go along."""
+    """joints_crop (2, J, 3), joints_rel (2, J, 3), valid (2, J), rel_transl (3,). Invalid joints are moved, too."""
     shape = (HANDS, JOINT_COUNT)
     if annotation.joints_image is None:
         return np.zeros((*shape, 3)), np.zeros((*shape, 3)), np.zeros(shape, bool), np.zeros(3)
-    xy, valid = np.asarray(annotation.joints_image, np.float64), annotation.joints_valid
+    xy, valid = np.asarray(annotation.joints_image, np.float64), _known(annotation.joints_valid)
     cam = np.zeros((*shape, 3)) if annotation.joints_cam is None else annotation.joints_cam
     if augmentation.flip:
         xy = xy[::-1] * (-1, 1) + (width - 1, 0)
         valid, cam = valid[::-1], cam[::-1] * (-1, 1, 1)
     rel = cam - cam[:, WRIST : WRIST + 1]
     joints_crop = np.concatenate((xy @ to_crop[:, :2].T + to_crop[:, 2], rel[..., 2:]), -1)
-    turn = turn_about_axis(np.deg2rad(augmentation.rot))
-    return joints_crop, rel @ turn.T, valid, turn @ (cam[LEFT, WRIST] - cam[RIGHT, WRIST])
+    rotation = rotation_of_crop(np.deg2rad(augmentation.rot))
+    return joints_crop, rel @ rotation.T, valid, rotation @ (cam[LEFT, WRIST] - cam[RIGHT, WRIST])
 
 
-def turn_about_axis(angle: float) -> np.ndarray:
-    """(3, 3): by -angle (radians) about the optical axis, which is what turning the crop by `angle` makes of `cam`."""
+def rotation_of_crop(angle: float) -> np.ndarray:
+    """(3, 3) rotation of `cam` when the body box is rotated by `angle` radians: -angle about the optical axis."""
     cos, sin = np.cos(-angle), np.sin(-angle)
     return np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
 
 
 def _mano(annotation: Annotation) -> tuple[ManoParams, np.ndarray, np.ndarray]:
-    """Parameters, translation, validity; a missing hand is all zeros."""
+    """Parameters as arrays, translation (2, 3), validity (2,); a missing hand is all zeros."""
     if annotation.mano is None:
         zeros = ManoParams(np.zeros((HANDS, 3)), np.zeros((HANDS, 15, 3)), np.zeros((HANDS, 10)))
         return zeros, np.zeros((HANDS, 3)), np.zeros(HANDS, bool)
-    valid = annotation.mano_valid
-    return ManoParams(*(_where(valid, x) for x in annotation.mano)), _where(valid, annotation.mano_transl), valid
+    valid = _known(annotation.mano_valid)
+    params = ManoParams(*(_zero_invalid(x, valid) for x in annotation.mano))
+    return params, _zero_invalid(_known(annotation.mano_transl), valid), valid
 
 
 def _cameras(cameras: tuple[CaptureCamera, CaptureCamera]) -> HandCameras:
-    """As tensors. Rotation, translation and distortion are the same for both hands of a picture."""
+    """As tensors. Rotation, translation and distortion are the same for both hands of an image."""
     camera = cameras[RIGHT]
     has_extrinsics, has_distortion = camera.rotation is not None, camera.distortion is not None
     return HandCameras(
@@ -255,10 +256,14 @@ def _or(value: np.ndarray | None, default: np.ndarray) -> np.ndarray:
     return default if value is None else np.asarray(value)
 
 
-def _where(valid: np.ndarray | None, values: np.ndarray | None) -> np.ndarray | None:
-    """`values` (2, ...) with zeros for the hands that are not valid."""
-    if values is None or valid is None:
-        return None
+def _known(value: np.ndarray | None) -> np.ndarray:
+    """A part that every source gives along with another one: flags with values, translations with rotations."""
+    assert value is not None
+    return value
+
+
+def _zero_invalid(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """(2, ...) with zeros for the hands that are not valid."""
     return np.where(valid.reshape(-1, *[1] * (values.ndim - 1)), values, 0)
 
 
@@ -272,14 +277,14 @@ def build_images(sample: Sample) -> Tensor:
 
 
 class PosedHands(NamedTuple):
-    """Both hands of N samples as posed by their MANO parameters, after flip, before rotation. Missing hands are 0."""
+    """Both hands of N samples, posed by MANO, after the flip and before the rotation. Missing hands are zeros."""
 
     params: ManoParams  # (N, 2, ...), camera axes
     valid: Tensor  # (N, 2) bool
     vertices_rel: Tensor  # (N, 2, V, 3) m
     joints_rel: Tensor  # (N, 2, J, 3) m
     wrists_cam: Tensor  # (N, 2, 3) m
-    joints_image: Tensor  # (N, 2, J, 2) px, of the mirrored picture where flipped
+    joints_image: Tensor  # (N, 2, J, 2) px, of the mirrored image if flipped
 
 
 def pose_hands(sample: Sample, mano: TwoHandMano) -> PosedHands:
@@ -292,8 +297,8 @@ def pose_hands(sample: Sample, mano: TwoHandMano) -> PosedHands:
 
     rotation = cameras.rotation[:, None]  # (N, 1, 3, 3)
     in_cam = matrix_to_axis_angle(rotation @ axis_angle_to_matrix(sample.mano.global_orient))
-    turns = extrinsics & sample.mano_valid[..., None]  # a missing hand stays unturned
-    global_orient = swap(torch.where(turns, in_cam, sample.mano.global_orient))
+    rotates = extrinsics & sample.mano_valid[..., None]  # a missing hand is not rotated
+    global_orient = swap(torch.where(rotates, in_cam, sample.mano.global_orient))
     hand_pose, transl = swap(sample.mano.hand_pose), swap(sample.mano_transl)
     params = ManoParams(
         torch.where(flip, mirror_rotation(global_orient), global_orient),
@@ -303,27 +308,27 @@ def pose_hands(sample: Sample, mano: TwoHandMano) -> PosedHands:
     vertices, joints = mano(params)
     vertices_rel, joints_rel = to_wrist(vertices, joints)
 
-    # The published steps all move a hand as a whole, so only its wrist needs to go through them. Mirrored back to
-    # where it was annotated, it goes to `cam`, and is mirrored there about the middle of the picture.
+    # The published steps all move a hand as a whole, so only its wrist has to go through them: it is mirrored back to
+    # where it was annotated, moved to `cam`, and mirrored there about the middle of the image.
     wrist = joints[:, :, WRIST] + torch.where(flip, mirror_translation(transl), transl)
     wrist = torch.where(flip, mirror_translation(wrist), wrist)
     wrist = torch.where(extrinsics, wrist @ rotation[:, 0].transpose(-1, -2) + cameras.transl[:, None], wrist)
     focal, princpt = swap(cameras.focal), swap(cameras.princpt)
-    middle = (sample.image_width[:, None] - 1) / 2 - princpt[..., 0]  # (N, 2)
+    middle = (sample.image_width[:, None] - 1) / 2 - princpt[..., 0]  # (N, 2) px
     mirrored_x = 2 * middle / focal[..., 0] * wrist[..., 2] - wrist[..., 0]
     wrist = torch.where(flip, torch.cat((mirrored_x[..., None], wrist[..., 1:]), -1), wrist)
 
     joints_image = project_posed(joints_rel + wrist[:, :, None], sample)
     valid = swap(sample.mano_valid)
 
-    def mask(values: Tensor) -> Tensor:  # not a product: what is masked may be infinite
+    def mask(values: Tensor) -> Tensor:  # not a product: masked values may be infinite
         return torch.where(valid.view(*valid.shape, *[1] * (values.ndim - 2)), values, 0)
 
     return PosedHands(params, valid, *map(mask, (vertices_rel, joints_rel, wrist, joints_image)))
 
 
 def project_posed(points_cam: Tensor, sample: Sample) -> Tensor:
-    """(N, 2, P, 3) m of posed hands -> (N, 2, P, 2) px of `image`, of the mirrored picture where flipped."""
+    """(N, 2, P, 3) m of posed hands -> (N, 2, P, 2) px of `image`, of the mirrored image if flipped."""
     cameras, flip = sample.cameras, sample.flip[:, None, None]
     focal, princpt = (torch.where(flip, values.flip(1), values) for values in (cameras.focal, cameras.princpt))
     xy = points_cam[..., :2] / points_cam[..., 2:]
@@ -337,16 +342,16 @@ def build_targets(sample: Sample, mano: TwoHandMano, frames: Frames) -> Targets:
     """Pose both hands of every sample at once and complete the targets.
 
     Args:
-        sample: N collated samples on the device of `mano`; on all devices the numbers are the same up to rounding.
+        sample: N collated samples on the device of `mano`. All devices give the same targets up to rounding.
     """
     hands = pose_hands(sample, mano)
     joints_crop = apply_affine(sample.image_to_crop[:, None], hands.joints_image)
     joints_crop = torch.cat((joints_crop, hands.joints_rel[..., 2:]), -1)
-    turn = _turn(sample.rot)[:, None]  # (N, 1, 3, 3)
+    rotation = _rotations_of_crops(sample.rot)[:, None]  # (N, 1, 3, 3)
     orient = hands.params.global_orient
-    turned = matrix_to_axis_angle(turn @ axis_angle_to_matrix(orient))
-    # A missing hand takes this step too, as in the published system; nothing reads the result.
-    orient = torch.where((sample.rot != 0)[:, None, None], turned, orient)
+    rotated = matrix_to_axis_angle(rotation @ axis_angle_to_matrix(orient))
+    # Missing hands are rotated too, as in the published system; the result is not used.
+    orient = torch.where((sample.rot != 0)[:, None, None], rotated, orient)
     valid = hands.valid.float()
     return Targets(
         boxes_crop=sample.boxes_crop,
@@ -358,8 +363,8 @@ def build_targets(sample: Sample, mano: TwoHandMano, frames: Frames) -> Targets:
         mano=hands.params._replace(global_orient=orient),
         mano_valid=valid,
         mano_joints_crop=joints_crop,
-        mano_joints_inside=valid[..., None] * is_inside(joints_crop, frames),
-        vertices_rel=hands.vertices_rel @ turn.transpose(-1, -2),
+        mano_joints_inside=valid[..., None] * torch.as_tensor(is_inside(joints_crop, frames)),
+        vertices_rel=hands.vertices_rel @ rotation.transpose(-1, -2),
         rel_transl=sample.rel_transl,
         rel_transl_valid=sample.rel_transl_valid,
         has_depth=sample.has_depth,
@@ -368,10 +373,10 @@ def build_targets(sample: Sample, mano: TwoHandMano, frames: Frames) -> Targets:
 
 @torch.no_grad()
 def complete_truth(batch: EvalSample, mano: TwoHandMano) -> GroundTruth:
-    """The truth of collated items with all meshes in it: those of files as they are, the others posed by `mano`.
+    """The ground truth of a collated batch with all its meshes: from files as they are, the others posed by `mano`.
 
-    Where the truth is a mesh, `rel_transl` is that between the wrists of the meshes; a missing hand counts as a wrist
-    at the origin, as in the published evaluation.
+    With meshes from files, `rel_transl` is measured between the wrists of the meshes. The wrist of a missing hand is
+    the origin, as in the published evaluation.
     """
     sample, truth = batch
     from_file = truth.vertices_valid.bool()
@@ -388,7 +393,7 @@ def complete_truth(batch: EvalSample, mano: TwoHandMano) -> GroundTruth:
     )
 
 
-def _turn(rot: Tensor) -> Tensor:
-    """(N,) radians -> (N, 3, 3), as `turn_about_axis`."""
+def _rotations_of_crops(rot: Tensor) -> Tensor:
+    """(N,) radians -> (N, 3, 3), like `rotation_of_crop`."""
     cos, sin, zero = rot.cos(), rot.sin(), torch.zeros_like(rot)
     return torch.stack((cos, sin, zero, -sin, cos, zero, zero, zero, zero + 1), -1).unflatten(-1, (3, 3))

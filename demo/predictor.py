@@ -1,4 +1,4 @@
-"""The way in for programs: load once, call on photos, get typed results.
+"""The Python interface: load once, call on photos, get typed results.
 
     from demo.predictor import HandPredictor
 
@@ -6,12 +6,13 @@
     photo = predictor("photo.jpg")
     photo.right.joints_cam, photo.right.camera, photo.confidences
 
-`demo/demo.py` is this and the writing of files.
+`demo/demo.py` adds options and output files.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ from torch import nn
 
 from common.errors import UserError
 from common.options import HAND_MODES, MANO_FOLDER
-from common.postprocess import CropResult, to_crop
-from common.types import LEFT, RIGHT, SIDES, Prediction
+from common.postprocess import to_crop
+from common.types import LEFT, RIGHT, SIDES
 from common.utils.affine import image_to_crop, invert_affine_np
 from common.utils.boxes import body_box, iou
 from common.utils.camera import Camera, place_before_camera
@@ -30,24 +31,24 @@ from main.build import load_model, prepare_inference
 from main.config import Config
 from main.model import InterWild
 
-# With `hand="auto"`, two boxes that overlap by more than this are taken for one hand seen twice.
+# With `hand="auto"`, two boxes that overlap by more than this are considered one hand detected twice.
 SAME_HAND_IOU = 0.8
 
 
 @dataclass(frozen=True)
 class Hand:
-    """One hand in one photo. Arrays are float32; what is in pixels belongs to the photo as it is in the file.
+    """One hand in one photo. Arrays are float32; pixels are those of the photo as stored in its file.
 
     Attributes:
         side: "right" or "left", the person's.
-        confidence: of the detector, 0 to 1.
+        confidence: the detector's, 0 to 1.
         box_image: (4,) xyxy px.
         joints_image: (21, 2) px, the 2D skeleton.
-        joints_depth_rel: (21,) m, depth of the 2D skeleton's joints against the wrist.
-        vertices_cam: (778, 3) m, and
-        joints_cam: (21, 3) m of the mesh, placed so that `project(vertices_cam, camera)` is the overlay.
-        camera: maps them to px. Orthographic and virtual unless real intrinsics were given; hands that are a pair
-            share it and stand in one space, hands that are not have each their own.
+        joints_depth_rel: (21,) m, depth of the 2D skeleton's joints relative to the wrist.
+        vertices_cam: (778, 3) m, the mesh, placed so that `project(vertices_cam, camera)` is the overlay.
+        joints_cam: (21, 3) m, the joints of the mesh.
+        camera: projects them to px. Orthographic and virtual unless real intrinsics were given. The hands of a pair
+            share one camera and one space; otherwise each hand has its own.
         global_orient: (3,) axis-angle rad; hand_pose: (15, 3); betas: (10,).
     """
 
@@ -70,15 +71,15 @@ class PhotoHands:
 
     Attributes:
         image_size: (h, w) px.
-        body_box_image: (4,) x, y, w, h px, what the network saw.
-        right, left: the hands, None where left out, see `dropped`.
-        dropped: side -> why this hand was left out.
-        confidences: (2,) and
-        boxes_image: (2, 4) xyxy px, of both hands, also of one left out.
-        box_iou: overlap of the two boxes, 0 to 1.
-        pair: whether the two are placed together, in one camera.
+        body_box_image: (4,) x, y, w, h px, what the network's input shows.
+        right, left: the hands; None if dropped.
+        dropped: side -> why this hand was dropped.
+        confidences: (2,), of both hands, dropped or not.
+        boxes_image: (2, 4) xyxy px, likewise.
+        box_iou: IoU of the two boxes, 0 to 1.
+        pair: whether both hands are placed together, in one camera.
         rel_transl: (3,) m, left wrist - right wrist.
-        metric: whether real intrinsics place the hands, else depth and size are the virtual camera's.
+        metric: whether real intrinsics place the hands; otherwise depth and size are the virtual camera's.
     """
 
     image_size: tuple[int, int]
@@ -95,13 +96,13 @@ class PhotoHands:
 
     @property
     def hands(self) -> list[Hand]:
-        """The hands there are, right first."""
+        """The hands that were not dropped, right first."""
         return [hand for hand in (self.right, self.left) if hand is not None]
 
 
 @dataclass(frozen=True)
 class PreparedPhoto:
-    """A photo made ready for the network.
+    """A photo prepared for the network.
 
     Attributes:
         crop: (H, W, 3) float32 RGB in [0, 255].
@@ -120,8 +121,8 @@ class HandPredictor:
     """Photos -> `PhotoHands`.
 
     Args:
-        model: moved to the device and into evaluation mode.
-        config: the model's.
+        model: is moved to the first device and set to evaluation mode.
+        config: the model's configuration.
         devices: several GPUs share each batch.
     """
 
@@ -158,17 +159,17 @@ class HandPredictor:
     def prepare(
         self, image: np.ndarray, box_xywh: Sequence[float] | None = None, intrinsics: Camera | None = None
     ) -> PreparedPhoto:
-        """Cut the person out of a photo. Threads may do this while the network computes.
+        """Crop the person from a photo. Thread-safe, so that threads can prepare photos while the network computes.
 
         Args:
             image: (H, W, 3) uint8 RGB.
             box_xywh: (4,) px, the person; default: the whole photo. As in the published system, the crop depends on
                 the numbers' type: if all four are integers, the box is rounded to integers (see
                 `common.utils.boxes.body_box`), and the crop moves by less than a pixel of the photo.
-            intrinsics: the photo's real pinhole camera; the hands are then placed before it in real metres.
+            intrinsics: the photo's real pinhole camera; the hands are then placed in metric camera space.
 
         Raises:
-            UserError: nothing of the box lies in the photo.
+            UserError: the image has another shape or dtype, or no part of the box is inside the photo.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise UserError(f"an image must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
@@ -188,12 +189,12 @@ class HandPredictor:
 
         Args:
             photos: from `prepare`.
-            hand: "both" (as published: two hands always), "right", "left", or "auto": the less sure one is left out
-                where both boxes are on the same hand.
-            min_confidence: hands below it are left out.
+            hand: "both" (as published: always two hands), "right", "left", or "auto": if both boxes are on the same
+                hand, the less confident one is dropped.
+            min_confidence: hands below it are dropped.
 
         Raises:
-            ValueError: no such `hand`.
+            ValueError: `hand` is none of these.
             torch.OutOfMemoryError: the batch is too large for the device.
         """
         if hand not in HAND_MODES:
@@ -214,19 +215,19 @@ class HandPredictor:
         hand: str = "both",
         min_confidence: float = 0.0,
     ) -> PhotoHands:
-        """One photo, by path or as (H, W, 3) uint8 RGB; the rest as in `prepare` and `predict`."""
+        """One photo, as a path or (H, W, 3) uint8 RGB. The other arguments are those of `prepare` and `predict`."""
         array = image if isinstance(image, np.ndarray) else load_image(Path(image))
         return self.predict([self.prepare(array, box_xywh, intrinsics)], hand, min_confidence)[0]
 
     def _assemble(
         self,
         photo: PreparedPhoto,
-        prediction: Prediction,
-        result: CropResult,
+        prediction: Any,
+        result: Any,
         hand: str,
         min_confidence: float,
     ) -> PhotoHands:
-        """One photo's arrays, in `crop`, `body` and `rel`, -> what is reported, in `image` and `cam`."""
+        """`Prediction` and `CropResult` of one photo as arrays, in `crop`, `body` and `rel`, -> `image` and `cam`."""
         frames = self.config.frames
         crop_to_image = invert_affine_np(image_to_crop(photo.body_box_image, frames.crop))
         body_to_crop = np.array([frames.crop[1] / frames.body[1], frames.crop[0] / frames.body[0]])
@@ -253,7 +254,9 @@ class HandPredictor:
                 confidence=float(prediction.box_scores[index]),
                 box_image=boxes_image[index],
                 joints_image=to_image(result.joints_crop[index, :, :2]),
-                joints_depth_rel=bin_to_depth(result.joints_crop[index, :, 2], frames.hand_bins, frames.depth_range),
+                joints_depth_rel=np.asarray(
+                    bin_to_depth(result.joints_crop[index, :, 2], frames.hand_bins, frames.depth_range)
+                ),
                 vertices_cam=prediction.vertices_rel[index] + transl.astype(np.float32),
                 joints_cam=prediction.joints_rel[index] + transl.astype(np.float32),
                 camera=camera,
@@ -278,10 +281,10 @@ class HandPredictor:
         )
 
     def _place_virtual(
-        self, photo: PreparedPhoto, prediction: Prediction, result: CropResult, kept: list[int], pair: bool
+        self, photo: PreparedPhoto, prediction: Any, result: Any, kept: list[int], pair: bool
     ) -> dict[int, tuple[np.ndarray, Camera]]:
-        """Hand -> its wrist (3,) m and its virtual camera in `image`, as published: a pair stands at the right hand's
-        wrist, in one camera; else each hand at its own, in its own."""
+        """Hand -> its wrist (3,) m and its virtual camera in `image`, as published: a pair starts from the right hand's
+        wrist and shares one camera; otherwise each hand has its own wrist and camera."""
         crop_height, crop_width = self.config.frames.crop
         x0, y0, width, height = photo.body_box_image
         scale = np.array([width / crop_width, height / crop_height])
@@ -302,12 +305,12 @@ class HandPredictor:
 
 
 def _place_metric(
-    prediction: Prediction, joints_proj_image: np.ndarray, kept: list[int], pair: bool, intrinsics: Camera
+    prediction: Any, joints_proj_image: np.ndarray, kept: list[int], pair: bool, intrinsics: Camera
 ) -> dict[int, tuple[np.ndarray, Camera]] | None:
-    """Hand -> its wrist (3,) m before the real camera, or None where a hand finds no place in front of it."""
+    """Hand -> its wrist (3,) m in the real camera's space; None if a hand cannot be placed in front of the camera."""
     offsets = {RIGHT: np.zeros(3), LEFT: prediction.rel_transl}
     groups = [kept] if pair else [[index] for index in kept]
-    placed = {}
+    placed: dict[int, tuple[np.ndarray, Camera]] = {}
     for group in groups:
         origin = {index: offsets[index] if pair else np.zeros(3) for index in group}
         points_rel = np.concatenate([prediction.joints_rel[index] + origin[index] for index in group])
@@ -320,7 +323,7 @@ def _place_metric(
 
 
 def _choose(hand: str, min_confidence: float, confidences: np.ndarray, box_iou: float) -> dict[str, str]:
-    """Which hands are left out: side -> reason."""
+    """The hands to drop: side -> reason."""
     dropped = {}
     for index, side in enumerate(SIDES):
         if hand in SIDES and hand != side:
@@ -330,20 +333,20 @@ def _choose(hand: str, min_confidence: float, confidences: np.ndarray, box_iou: 
     if hand == "auto" and not dropped and box_iou > SAME_HAND_IOU:
         index = int(np.argmin(confidences))
         dropped[SIDES[index]] = (
-            f"both boxes are on one hand (overlap {box_iou:.2f}), the {SIDES[1 - index]} is the surer one"
+            f"both boxes are on one hand (overlap {box_iou:.2f}), the {SIDES[1 - index]} one is more confident"
         )
     return dropped
 
 
-def _to_numpy(values: torch.Tensor | tuple) -> np.ndarray | tuple:
+def _to_numpy(values: Any) -> Any:
     """A (nested) named tuple of tensors -> the same of arrays."""
     if isinstance(values, torch.Tensor):
         return values.cpu().numpy()
     return type(values)(*map(_to_numpy, values))
 
 
-def _pick(values: np.ndarray | tuple, index: int) -> np.ndarray | tuple:
-    """A (nested) named tuple of batched arrays -> one sample's."""
+def _pick(values: Any, index: int) -> Any:
+    """A (nested) named tuple of batched arrays -> that of one sample."""
     if isinstance(values, np.ndarray):
         return values[index]
     return type(values)(*(_pick(value, index) for value in values))

@@ -1,4 +1,4 @@
-"""What the sources do with incomplete folders, id lists and broken annotations."""
+"""How the sources treat incomplete folders, id lists and broken annotations."""
 
 import json
 import pickle
@@ -22,7 +22,7 @@ from main.config import Config
 
 @pytest.fixture
 def copy(recorded: Path, tmp_path: Path) -> Path:  # noqa: F811
-    """A copy of the recorded datasets, to be broken."""
+    """A copy of the recorded datasets, for tests that break it."""
     shutil.copytree(recorded / "data", tmp_path / "data")
     return tmp_path / "data"
 

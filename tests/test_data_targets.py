@@ -29,7 +29,7 @@ TURNED = Augmentation(0.85, -40.0, (1.2, 0.8, 1.05), True)
 
 @pytest.fixture(scope="session")
 def recorded(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recorded datasets and their figures, laid out as `tool/parity.py` wants them."""
+    """The recorded datasets and results, laid out as `tool/parity.py` expects them."""
     folder = tmp_path_factory.mktemp("recorded")
     with zipfile.ZipFile(golden / "datasets" / "data.zip") as archive:
         archive.extractall(folder)
@@ -74,7 +74,7 @@ def test_every_recorded_sample_is_reproduced(monkeypatch, recorded, mano_folder,
 
 
 def test_a_small_change_of_one_target_is_noticed(monkeypatch, recorded, mano_folder, tmp_path, capsys):
-    """0.1 mm more in one coordinate of one sample."""
+    """0.1 mm in one coordinate of one sample."""
     changed = tmp_path / "changed"
     (changed / "datasets").mkdir(parents=True)
     (changed / "data").symlink_to(recorded / "data")
@@ -119,7 +119,7 @@ def test_a_sample_is_a_pure_function(recorded, cache):
 
 
 def test_a_mirrored_right_hand_is_a_left_hand(recorded, cache, mano):
-    """Flip swaps the hands: of a picture with a right hand only, the flipped targets are of the left."""
+    """A flip swaps the hands: if an image shows only a right hand, the flipped targets are of the left."""
     dataset = open_dataset("InterHand26M", "train", Config(), recorded / "data", cache)
     plain, flipped = (
         build_targets(default_collate([dataset.sample(0, Augmentation(flip=flip))]), mano, dataset.frames)
@@ -128,7 +128,7 @@ def test_a_mirrored_right_hand_is_a_left_hand(recorded, cache, mano):
     assert plain.mano_valid.tolist() == [[1, 0]] and flipped.mano_valid.tolist() == [[0, 1]]
     width = dataset.frames.crop[1]
     a, b = plain.joints_crop[0, RIGHT], flipped.joints_crop[0, LEFT]
-    # The crop's middle is width / 2, that of the picture (W - 1) / 2: mirrored about width / 2 - 1/2 crop px a px.
+    # The crop's middle is width / 2, the image's (W - 1) / 2: the mirrors differ by half an image pixel.
     torch.testing.assert_close(a[:, 1:], b[:, 1:], rtol=0, atol=1e-3)
     assert (a[:, 0] + b[:, 0] - width).abs().max() < 4
     torch.testing.assert_close(flipped.vertices_rel[0, RIGHT], torch.zeros_like(flipped.vertices_rel[0, RIGHT]))
@@ -146,7 +146,7 @@ def test_the_truth_of_a_test_is_the_target_without_augmentation(recorded, cache,
 
 
 def test_hic_counts_a_missing_hand_as_one_at_the_origin(recorded, cache, mano):
-    """As the published evaluation does: the relative translation runs from or to (0, 0, 0)."""
+    """As in the published evaluation: the relative translation runs from or to (0, 0, 0)."""
     dataset = open_dataset("HIC", "test", Config(), recorded / "data", cache)
     batch = default_collate([dataset[i] for i in range(len(dataset))])
     truth = complete_truth(batch, mano)
@@ -157,7 +157,7 @@ def test_hic_counts_a_missing_hand_as_one_at_the_origin(recorded, cache, mano):
     assert Counter(truth.rel_transl_valid.tolist()) == {1.0: 5, 0.0: 5}  # those of type interacting
 
 
-def test_the_mirrored_picture_is_never_made(recorded):
+def test_the_mirrored_image_is_never_made():
     """Warping through the mirror equals mirroring, then warping."""
     image = np.random.default_rng(0).integers(0, 256, (90, 61, 3), np.uint8)
     to_crop = np.array([[1.3, 0.2, -5.0], [-0.2, 1.3, 4.0]])

@@ -44,7 +44,7 @@ def test_a_box_fills_its_grid(x, y, w, h):
 @given(st.floats(0.75, 1.25), st.floats(-60, 60), SEEDS)
 @settings(max_examples=30, deadline=None)
 def test_crop_transform_turns_and_scales(scale, rot, seed):
-    """A similarity where the box has the crop's aspect, by the angle and the scale that were asked for."""
+    """A similarity by the given angle and scale, if the box has the crop's aspect."""
     x, y, w = np.abs(normal(seed, 3).numpy()) * 100 + 10
     linear = image_to_crop([x, y, w, w * 512 / 384], (512, 384), scale, rot)[:, :2]
     factor = 384 / w / scale
@@ -95,7 +95,7 @@ def test_axis_angle_round_trip(seed, angle):
 
 @pytest.mark.parametrize("axis_angle", [[0.0, 0, 0], [1e-9, 0, 0], [0.3, -0.2, 0.1], [0, 3.1, 0], [2, 2, -1]])
 def test_rotation_gradients(axis_angle):
-    """Right in double, also where the formulas divide by zero."""
+    """Correct in double precision, also where the formulas divide by zero."""
     leaf = torch.tensor([axis_angle], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(axis_angle_to_matrix, leaf, atol=1e-5)
     assert torch.autograd.gradcheck(lambda x: matrix_to_axis_angle(axis_angle_to_matrix(x)), leaf, atol=1e-4)
@@ -176,7 +176,7 @@ def test_place_before_camera(seed):
 
 
 def test_no_place_before_the_camera():
-    """Points that only a hand behind the camera explains, and points that are no numbers."""
+    """Points that only a hand behind the camera explains, and points that are NaN."""
     points_rel = normal(0, 21, 3).numpy() * 0.05
     behind = -points_rel[:, :2] * 1000
     assert place_before_camera(points_rel, behind, np.array([900.0, 900.0]), np.zeros(2)) is None

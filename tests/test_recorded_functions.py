@@ -1,4 +1,4 @@
-"""Single functions against what the published system's own gave for the same input."""
+"""Single functions against those of the published system, for the same input."""
 
 import json
 

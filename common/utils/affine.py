@@ -10,14 +10,14 @@ def apply_affine(a_to_b: Tensor, points_a: Tensor) -> Tensor:
 
     Args:
         a_to_b: (..., 2, 3).
-        points_a: (..., P, C) with x, y first; what follows (a depth, say) is kept.
+        points_a: (..., P, C) with x, y first; further components, e.g. a depth, are kept.
     """
     xy = points_a[..., :2] @ a_to_b[..., :2].transpose(-1, -2) + a_to_b[..., None, :, 2]
     return torch.cat((xy, points_a[..., 2:]), -1) if points_a.shape[-1] > 2 else xy
 
 
 def invert_affine(a_to_b: Tensor) -> Tensor:
-    """(..., 2, 3) -> its inverse b_to_a, (..., 2, 3). By Cramer's rule, so that no solver is called on the device."""
+    """(..., 2, 3) -> its inverse b_to_a, (..., 2, 3), by Cramer's rule: a solver would wait for the device."""
     (a, b, tx), (c, d, ty) = (row.unbind(-1) for row in a_to_b.unbind(-2))
     det = a * d - b * c
     rows = ((d, -b, b * ty - d * tx), (-c, a, c * tx - a * ty))
@@ -25,11 +25,11 @@ def invert_affine(a_to_b: Tensor) -> Tensor:
 
 
 def box_to_grid(box_a: Tensor, size_b: tuple[int, int]) -> Tensor:
-    """The axis-aligned map that takes a box to a whole grid.
+    """The axis-aligned map from a box to a whole grid.
 
     Args:
-        box_a: (..., 4) xyxy. A negative width turns the picture round, a width of 0 gives one pixel's colour.
-        size_b: (h, w) of the grid; the box centre goes to (w / 2, h / 2).
+        box_a: (..., 4) xyxy. A negative width mirrors the image, a width of 0 gives one pixel's color.
+        size_b: (h, w) of the grid; the box center goes to (w / 2, h / 2).
 
     Returns:
         a_to_b (..., 2, 3): u = s_x (x - c_x) + w / 2, s_x = w / (x2 - x1 + 1e-8), likewise v.
@@ -46,7 +46,7 @@ def box_to_grid(box_a: Tensor, size_b: tuple[int, int]) -> Tensor:
 def image_to_crop(
     box_image: np.ndarray, crop_size: tuple[int, int], scale: float = 1.0, rot: float = 0.0
 ) -> np.ndarray:
-    """The map that takes a body box, scaled and turned about its centre, to the whole crop.
+    """The map from a body box, scaled and rotated about its center, to the whole crop.
 
     Args:
         box_image: (4,) x, y, w, h in `image`.
@@ -55,17 +55,17 @@ def image_to_crop(
         rot: degrees, (x, y) -> (x cos - y sin, x sin + y cos).
 
     Returns:
-        (2, 3) float64. The middles of the turned box's right and bottom edge go to the middles of the crop's.
+        (2, 3) float64. The midpoints of the rotated box's right and bottom edges go to those of the crop's.
     """
     height, width = crop_size
     x, y, w, h = np.asarray(box_image, np.float64)
     cos, sin = np.cos(np.deg2rad(rot)), np.sin(np.deg2rad(rot))
-    right = np.array([cos, sin]) * w * scale / 2  # from the centre to the middle of the right edge
+    right = np.array([cos, sin]) * w * scale / 2  # from the center to the midpoint of the right edge
     bottom = np.array([-sin, cos]) * h * scale / 2
     crop_to_image = np.stack((right / (width / 2), bottom / (height / 2)), 1)
     linear = np.linalg.inv(crop_to_image)
-    centre = np.array([x + w / 2, y + h / 2])
-    return np.concatenate((linear, (np.array([width / 2, height / 2]) - linear @ centre)[:, None]), 1)
+    center = np.array([x + w / 2, y + h / 2])
+    return np.concatenate((linear, (np.array([width / 2, height / 2]) - linear @ center)[:, None]), 1)
 
 
 def invert_affine_np(a_to_b: np.ndarray) -> np.ndarray:

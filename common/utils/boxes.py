@@ -135,7 +135,7 @@ def bbox_from_points(points: np.ndarray, mask: np.ndarray, extension: float) -> 
     points = np.asarray(points, np.float64)
     low = np.where(mask[..., None], points, np.inf).min(-2)
     high = np.where(mask[..., None], points, -np.inf).max(-2)
-    found = mask.any(-1)
+    found = np.asarray(mask.any(-1))
     low, high = np.where(found[..., None], low, 0), np.where(found[..., None], high, 0)
     size = (high - low) * extension
     return np.concatenate(((low + high) / 2 - size / 2, size), -1), found

@@ -1,4 +1,4 @@
-"""Photos: from file to RGB array, from array to crop."""
+"""Images: from file to RGB array, from array to crop."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from common.errors import UserError
 
 
 def quiet_opencv() -> None:
-    """Stop OpenCV's own log on stderr; what goes wrong is said in our words. Called by scripts, not at import."""
+    """Silence OpenCV's log on stderr; errors are reported as `UserError`. Called by scripts, not at import."""
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
@@ -17,11 +17,11 @@ def load_image(path: Path) -> np.ndarray:
     """Read an image as (H, W, 3) uint8 RGB. EXIF orientation is ignored, as in the published system.
 
     Raises:
-        UserError: the file cannot be read, is no image, is cut short, or is larger than OpenCV allows.
+        UserError: the file cannot be read, is not an image, is truncated, or is larger than OpenCV allows.
     """
     try:
         if path.is_fifo() or path.is_char_device():  # reading might never end
-            raise UserError(f"cannot read {path}: it is no file")
+            raise UserError(f"cannot read {path}: it is not a file")
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
@@ -30,13 +30,13 @@ def load_image(path: Path) -> np.ndarray:
     if not data:
         raise UserError(f"cannot read {path}: the file is empty")
     try:
-        # From memory and not by imread, which hands out the top of a truncated JPEG as if it were whole.
+        # Not imread, which returns the top of a truncated JPEG as if it were complete.
         image_bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         reason = "it has too many pixels; make it smaller" if "CV_IO_MAX" in error.err else error.err
         raise UserError(f"cannot read {path}: {reason or 'OpenCV refuses it'}") from None
     if image_bgr is None:
-        raise UserError(f"cannot read {path}: it is no image, or it is damaged or cut short")
+        raise UserError(f"cannot read {path}: it is not an image, or it is damaged or cut short")
     return cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB)
 
 
