@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.checkpoint import check_tensor, load_network, read_checkpoint, save_checkpoint
 from common.errors import UserError
@@ -25,6 +25,8 @@ from main.config import Config, config_to_dict
 from main.options import config_of_checkpoint
 
 KEPT_STEPS = 2  # step checkpoints: the newest, and one before it in case the newest is damaged
+# What reading a file of unknown content raises where it is not as expected.
+MISFITS = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError)
 EPOCH_FILE, STEP_FILE = re.compile(r"snapshot_(\d{1,9})\.pth"), re.compile(r"step_(\d{1,9})_(\d{1,9})\.pth")
 
 
@@ -105,50 +107,91 @@ def read_start(path: Path) -> Start:
     return Start(path, progress, content, config, training)
 
 
-def restore(start: Start, parts: Parts) -> None:
+def restore(start: Start, parts: Parts) -> str | None:
     """Put a checkpoint's state into the parts, exactly as it was.
 
+    Returns:
+        For a file of another program, a line that says how much of the optimizer was restored.
+
     Raises:
-        UserError: it is of another network or optimiser.
+        UserError: it is of another network or optimizer.
     """
     load_network(parts.model, start.content["network"], start.path)
     if start.training is None:
-        return
+        return restore_published(start, parts.optimizer)
     try:
-        # A copy: what was read is a window on the file.
-        load_optimizer(parts.optimizer, copy.deepcopy(start.content["optimizer"]))
+        load_optimizer(parts.optimizer, start.content["optimizer"])
         if parts.scaler.is_enabled() and start.training["scaler"]:
-            parts.scaler.load_state_dict(start.training["scaler"])
+            parts.scaler.load_state_dict(copy.deepcopy(start.training["scaler"]))
         random = start.training["random"]
-        if not isinstance(random, Mapping):  # a tensor would take a text as an index, with a warning
-            raise TypeError("its random state is no dictionary")
+        if not isinstance(random, Mapping):  # indexing a tensor with a string only warns
+            raise TypeError("its random state is not a dictionary")
         torch.set_rng_state(random["cpu"])
         if torch.cuda.is_available() and random["cuda"] is not None:
             torch.cuda.set_rng_state(random["cuda"])
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError) as error:
+    except MISFITS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"the training state in {start.path} does not fit: {reason}") from None
+    return None
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Adam's state of each weight, from a checkpoint. Its settings stay: they follow from the configuration.
+def restore_published(start: Start, optimizer: torch.optim.Optimizer) -> str:
+    """Restore the optimizer of a published checkpoint where it fits. Returns the line that says so."""
+    try:
+        if not start.content["optimizer"]["state"]:
+            raise ValueError("it is empty")
+        load_optimizer(optimizer, start.content["optimizer"])
+    except MISFITS as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return (
+            f"published checkpoint without a usable optimizer state ({reason}): only the weights are restored and Adam "
+            "starts from zero, as in the published system; results will differ from an uninterrupted training"
+        )
+    return (
+        "published checkpoint: weights and Adam's moments and steps are restored; the learning rate follows the "
+        "configuration and the epoch"
+    )
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any) -> None:
+    """Restore the steps and moments of Adam. Its settings stay, because they follow from the configuration.
+
+    States belong to weights by position, in the order of `parameters()`, as in `Optimizer.load_state_dict`. A file
+    holds all weights, as published, or only those that are trained, as older files of this program. Unlike there,
+    each moment is copied into the memory layout of its weight: fused Adam reads both in the order of memory.
+
+    Args:
+        optimizer: one parameter group; untouched if the state does not fit.
+        saved: the `state_dict()` of an Adam.
 
     Raises:
-        ValueError, or whatever a mapping of another shape leads to: it does not belong to these weights.
+        ValueError, or what reading a malformed mapping raises: it does not belong to these weights.
     """
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(saved)
-    for group, settings in zip(optimizer.param_groups, groups, strict=True):
-        for key in set(group) - {"params"}:
-            del group[key]
-        group.update(settings)
-    known = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
-    for weight, state in optimizer.state.items():
-        if id(weight) not in known or state.keys() != {"step", "exp_avg", "exp_avg_sq"}:
-            raise ValueError("the optimiser's state is not Adam's")
-        check_tensor("the optimiser's state", state["step"], weight.new_zeros(()))
-        for name in ("exp_avg", "exp_avg_sq"):
-            check_tensor("the optimiser's state", state[name], weight)
+    every = optimizer.param_groups[0]["params"]
+    trained = [weight for weight in every if weight.requires_grad]
+    (group,), states = saved["param_groups"], saved["state"]
+    indices = group["params"]
+    weights = {len(trained): trained, len(every): every}.get(len(indices))
+    if weights is None or not states.keys() <= set(indices):
+        raise ValueError(f"the optimizer state is of {len(indices)} weights, expected {len(every)}")
+    restored: dict[Tensor, dict[str, Tensor]] = {}
+    for number, (index, weight) in enumerate(zip(indices, weights, strict=True)):
+        if index not in states:
+            if weight.requires_grad and states:
+                raise ValueError(f"the optimizer state lacks weight {number} of {len(indices)}")
+            continue
+        if states[index].keys() != {"step", "exp_avg", "exp_avg_sq"}:
+            raise ValueError("the optimizer state is not Adam's")
+        restored[weight] = {"step": torch.zeros((), device=weight.device)}
+        step = states[index]["step"]  # a plain number before PyTorch 1.12
+        for name, value, like in (
+            ("step", torch.tensor(float(step)) if type(step) in (int, float) else step, restored[weight]["step"]),
+            *((name, states[index][name], weight) for name in ("exp_avg", "exp_avg_sq")),
+        ):
+            check_tensor(f"{name} of weight {number} in the optimizer state", value, like)
+            restored[weight][name] = torch.empty_like(like).copy_(value.detach())
+    optimizer.state.clear()
+    optimizer.state.update(restored)
 
 
 def save_progress(folder: Path, progress: Progress, parts: Parts, config: Config, **more: Any) -> Path:

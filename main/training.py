@@ -115,11 +115,6 @@ def open_output(args: argparse.Namespace, place: ProcessInfo) -> tuple[FolderLoc
     start = read_start(Path(path))
     if place.is_main:
         tell(f"continuing from {path} with epoch {start.progress.epoch}, step {start.progress.step}")
-        if start.training is None:
-            tell(
-                "it holds weights, but no optimiser state of this program: Adam starts anew, as the published system "
-                "always does; the result will differ from that of an uninterrupted training"
-            )
     return lock, start
 
 
@@ -132,16 +127,17 @@ def build_training(args: argparse.Namespace, place: ProcessInfo, config: Config,
     sampler = MixedSampler(data.group_sizes, global_batch, config.seed, place.rank, place.world)
 
     model = start_model(args, place, config, mano, trained=start is not None)
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     parts = Parts(
         model,
-        torch.optim.Adam(weights, lr=config.lr, fused=True),
+        # All weights, as published, so that states can be exchanged; the unused ones never have a gradient.
+        torch.optim.Adam(model.parameters(), lr=config.lr, fused=True),
         torch.amp.GradScaler(place.device.type, enabled=config.amp == "fp16"),
     )
     origin = {"global_batch": global_batch, "group_sizes": data.group_sizes, "seed": config.seed}
+    restored = None
     if start:
         check_order(start, origin, sampler.steps_per_epoch)
-        restore(start, parts)
+        restored = restore(start, parts)
         start.content.clear()  # it is as large as network and optimiser together
 
     loader = build_loader(place, config, data, sampler)
@@ -150,9 +146,11 @@ def build_training(args: argparse.Namespace, place: ProcessInfo, config: Config,
         log = TrainLog(args.output / "log", start.progress if start else (0, 0), sampler.steps_per_epoch)
         log.say(
             f"{sampler.total} samples an epoch, {sampler.steps_per_epoch} steps of {global_batch}; "
-            f"{sum(weight.numel() for weight in weights) / 1e6:.1f} M parameters; hand model: {mano.name}; "
+            f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.1f} M parameters; hand model: {mano.name}; "
             f"{place.world} x {place.device.type}, loader workers of each: {loader.num_workers}"
         )
+        if restored:
+            log.say(restored)
     network = wrap_model(args, place, model)
     return Training(args, place, config, parts, network, InterWildLoss(config.frames), sampler, loader, log, origin)
 

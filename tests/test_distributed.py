@@ -1,11 +1,13 @@
 """Processes that work together: they end together, with one line, and none outlives the one that started it."""
 
+import argparse
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 
 from common.distributed import ProcessInfo, StopSignal, barrier, launch
 from common.errors import UserError
+from main.training import wrap_model
 
 ROOT = Path(__file__).resolve().parent.parent
 TWO = [torch.device("cpu")] * 2
@@ -116,3 +119,29 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def train_batch_norm(folder: Path, process: ProcessInfo) -> None:
+    """Three steps of a batch norm in a network as `wrap_model` shares it out, on data of this process."""
+    model = torch.nn.BatchNorm1d(4)
+    network = wrap_model(argparse.Namespace(compile=False, dp_devices=None), process, model)
+    for batch in batches_of(process.rank):
+        network(batch).square().sum().backward()
+    torch.save(model.state_dict(), folder / f"{process.rank}.pth")
+
+
+def batches_of(rank: int) -> torch.Tensor:
+    return torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(rank)) + rank
+
+
+def test_each_process_keeps_the_statistics_of_its_own_samples(tmp_path: Path) -> None:
+    """As in the published system, where the first GPU's are saved. DistributedDataParallel by itself would send those
+    of the first process around before each forward pass."""
+    assert launch(partial(train_batch_norm, tmp_path), TWO) == 0
+    for rank in (0, 1):
+        alone = torch.nn.BatchNorm1d(4)
+        for batch in batches_of(rank):
+            alone(batch)
+        found = torch.load(tmp_path / f"{rank}.pth")
+        for name, value in alone.named_buffers():
+            torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-7)

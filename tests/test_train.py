@@ -1,5 +1,6 @@
 """Training: the same result however it is shared out or interrupted, and faults that end it well."""
 
+import copy
 import json
 import os
 import shutil
@@ -19,9 +20,10 @@ from common.errors import UserError
 from common.logger import TrainLog
 from main import train as program
 from main import training
+from main.build import build_model
 from main.config import PRESETS, Config, config_to_dict
 from main.options import FIELDS, change_config, config_of_checkpoint, read_config
-from main.resume import Progress, list_snapshots, newest_whole
+from main.resume import Progress, list_snapshots, load_optimizer, newest_whole
 from main.training import build_training, check_order, timed_batches
 from tests.faults.kill_test import compare
 from tool import make_toy_data
@@ -162,23 +164,6 @@ def test_damaged_newest_checkpoint_is_named_and_the_one_before_used(
         newest_whole(tmp_path, told.append)
 
 
-def test_published_checkpoint_is_continued_from_its_weights_and_says_so(
-    toy: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    """It has no state of our optimiser."""
-    content = torch.load(undisturbed / "model_dump" / "snapshot_0.pth", weights_only=True)
-    (tmp_path / "model_dump").mkdir()
-    torch.save({"epoch": 5, "network": content["network"], "optimizer": {}}, tmp_path / "model_dump" / "snapshot_5.pth")
-    args = program.parse_args(options(toy, tmp_path, "--continue"))
-    lock, start = training.open_output(args, PLACE)
-    assert start.progress == Progress(6, 0) and start.config is None
-    assert "no optimiser state" in capsys.readouterr().err
-    made = build_training(args, PLACE, read_config(args), start)
-    name = "body_backbone.conv1.weight"
-    assert torch.equal(made.parts.model.state_dict()[name], content["network"][f"module.{name}"])
-    made.log.close()
-
-
 def test_other_training_is_not_overwritten_by_mistake(toy: Path, middle: Path) -> None:
     """Checkpoints go only if asked."""
     with pytest.raises(UserError, match="--continue.*--overwrite"):
@@ -204,6 +189,170 @@ def test_second_training_in_a_folder_is_refused_until_the_first_is_gone(tmp_path
             FolderLock(tmp_path)
         other.kill()
     FolderLock(tmp_path)
+
+
+# ---- The optimizer's state, exchanged with the published system ----
+
+
+def rebuild(toy: Path, output: Path, *more: str) -> training.Training:
+    """What --continue sets up before its first step."""
+    args = program.parse_args(options(toy, output, "--continue", *more))
+    lock, start = training.open_output(args, PLACE)
+    made = build_training(args, PLACE, read_config(args, start.config), start)
+    made.log.close()
+    return made
+
+
+def adam_of(model: torch.nn.Module, saved: dict | None = None, **settings: object) -> torch.optim.Adam:
+    """Adam as the published system has it: of all parameters, in their order."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, **settings)
+    if saved is not None:
+        optimizer.load_state_dict(saved)
+    return optimizer
+
+
+def take_steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, count: int, seed: int) -> None:
+    """Steps with random gradients for the weights that are trained."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        for weight in model.parameters():
+            weight.grad = torch.randn(weight.shape, generator=generator) if weight.requires_grad else None
+        optimizer.step()
+
+
+def write_published(folder: Path, model: torch.nn.Module, optimizer: dict) -> None:
+    """snapshot_5.pth with the published three entries, the names from DataParallel."""
+    network = {f"module.{key}": value for key, value in model.state_dict().items()}
+    (folder / "model_dump").mkdir(parents=True)
+    torch.save({"epoch": 5, "network": network, "optimizer": optimizer}, folder / "model_dump" / "snapshot_5.pth")
+
+
+def test_optimizer_holds_the_parameters_of_the_published_one(undisturbed: Path) -> None:
+    """All 417 in the published order, the three of the unused stem among them, which have no state."""
+    with torch.device("meta"):
+        model = build_model(Config(), None)
+    shapes = json.loads((ROOT / "tests" / "golden" / "state_dict_shapes.json").read_text())
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    published = [key.removeprefix("module.") for key in shapes if not key.endswith(buffers)]
+    assert [name for name, _ in model.named_parameters()] == published and len(published) == 417
+
+    saved = torch.load(undisturbed / "model_dump" / "snapshot_1.pth", weights_only=True)
+    keys = [key.removeprefix("module.") for key in saved["network"] if not key.endswith(buffers)]
+    (group,) = saved["optimizer"]["param_groups"]
+    assert group["params"] == list(range(len(keys)))
+    stateless = [keys[index] for index in group["params"] if index not in saved["optimizer"]["state"]]
+    assert stateless == [f"hand_trans_net.backbone.{name}" for name in ("conv1.weight", "bn1.weight", "bn1.bias")]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_ours_opens_with_a_plain_adam(toy: Path, middle: Path, fused: bool) -> None:
+    """Two more steps are equal bit for bit with the same kernel, else to rounding."""
+    made = rebuild(toy, middle)
+    model, twin = made.parts.model, copy.deepcopy(made.parts.model)
+    saved = torch.load(middle / "model_dump" / "step_1_3.pth", weights_only=True)["optimizer"]
+    saved["param_groups"][0]["fused"] = fused
+    plain = adam_of(twin, saved)
+    plain.param_groups[0]["lr"] = made.parts.optimizer.param_groups[0]["lr"]
+    take_steps(model, made.parts.optimizer, 2, seed=1)
+    take_steps(twin, plain, 2, seed=1)
+    for (name, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0 if fused else 1e-6, atol=0 if fused else 1e-8, msg=name)
+        for key, value in made.parts.optimizer.state[ours].items():
+            other = plain.state[theirs][key]
+            torch.testing.assert_close(value, other, rtol=0 if fused else 1e-6, atol=0 if fused else 1e-8, msg=name)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_published_checkpoint_is_continued_with_its_optimizer(
+    toy: Path, middle: Path, tmp_path: Path, capsys: pytest.CaptureFixture, old: bool
+) -> None:
+    """Moments and steps bit for bit; the next steps as theirs to rounding. Old: the file of a PyTorch before 1.12, on
+    several GPUs, where DataParallel gives the unused weights gradients of 0."""
+    twin = rebuild(toy, middle).parts.model
+    plain = adam_of(twin, foreach=False)
+    take_steps(twin, plain, 2, seed=2)
+    saved = copy.deepcopy(plain.state_dict())
+    if old:
+        weights = list(twin.parameters())
+        for index, weight in enumerate(weights):
+            zeros = {"step": 2, "exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
+            saved["state"].setdefault(index, zeros)["step"] = 2
+    write_published(tmp_path / "published", twin, saved)
+    made = rebuild(toy, tmp_path / "published")
+    told = capsys.readouterr().err
+    assert "with epoch 6, step 0" in told and "Adam's moments and steps are restored" in told
+    ours = made.parts.optimizer
+    assert len(ours.state) == len(saved["state"])
+    for weight, other in zip(made.parts.model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(weight, other)
+        for key, value in plain.state[other].items():
+            assert torch.equal(ours.state[weight][key], value)
+    for group in (*ours.param_groups, *plain.param_groups):
+        group["lr"] = program.learning_rate(made.config, 6)
+    take_steps(made.parts.model, ours, 2, seed=3)
+    take_steps(twin, plain, 2, seed=3)
+    for weight, other in zip(made.parts.model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(weight, other, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("fault", ["empty", "shape", "number", "missing"])
+def test_published_checkpoint_without_a_usable_optimizer_is_continued_from_its_weights(
+    toy: Path, middle: Path, tmp_path: Path, capsys: pytest.CaptureFixture, fault: str
+) -> None:
+    """It says so, and no part of the state is used."""
+    twin = rebuild(toy, middle).parts.model
+    saved = torch.load(middle / "model_dump" / "step_1_3.pth", weights_only=True)["optimizer"]
+    last = max(saved["state"])
+    change = {
+        "empty": lambda: saved.clear(),
+        "shape": lambda: saved["state"][last].update(exp_avg=torch.zeros(7)),
+        "number": lambda: saved["param_groups"][0]["params"].append(last + 1),
+        "missing": lambda: saved["state"].pop(last),
+    }
+    change[fault]()
+    write_published(tmp_path / "published", twin, saved)
+    made = rebuild(toy, tmp_path / "published")
+    assert "without a usable optimizer state" in capsys.readouterr().err
+    assert not made.parts.optimizer.state
+    assert all(map(torch.equal, made.parts.model.parameters(), twin.parameters()))
+
+
+def test_optimizer_state_of_trained_weights_alone_is_continued(toy: Path, undisturbed: Path, middle: Path) -> None:
+    """As older versions saved it: bit for bit."""
+    path = middle / "model_dump" / "step_1_3.pth"
+    content = torch.load(path, weights_only=True)
+    state, (group,) = content["optimizer"]["state"], content["optimizer"]["param_groups"]
+    content["optimizer"]["state"] = dict(enumerate(state[index] for index in group["params"] if index in state))
+    group["params"] = list(content["optimizer"]["state"])
+    path.unlink()
+    torch.save(content, path)
+    shutil.copytree(undisturbed / "log", middle / "log")
+    assert run(toy, middle, "--continue") == 0
+    assert compare(undisturbed, middle) == []
+
+
+def test_moments_follow_the_memory_layout_of_their_weights(toy: Path, middle: Path) -> None:
+    """Fused Adam reads both in the order of memory: with another --channels_last each weight keeps its moments."""
+    saved = torch.load(middle / "model_dump" / "step_1_3.pth", weights_only=True)["optimizer"]["state"]
+    saved[0]["exp_avg"] = saved[0]["exp_avg"].transpose(-1, -2).contiguous().transpose(-1, -2)
+    made = rebuild(toy, middle, "--channels_last")
+    weights = made.parts.optimizer.param_groups[0]["params"]
+    assert not weights[0].is_contiguous()
+    for index, state in saved.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            found = made.parts.optimizer.state[weights[index]][name]
+            assert torch.equal(found, state[name]) and found.stride() == weights[index].stride()
+
+
+def test_moments_that_share_memory_are_copied(toy: Path, middle: Path) -> None:
+    """An expanded tensor in a file would be one number for a whole moment, written to by each weight."""
+    model = rebuild(toy, middle).parts.model
+    optimizer = adam_of(model, fused=True)
+    state = torch.load(middle / "model_dump" / "step_1_3.pth", weights_only=True)["optimizer"]
+    state["state"][0]["exp_avg"] = torch.ones(1).expand(model.body_backbone.conv1.weight.shape)
+    load_optimizer(optimizer, state)
+    take_steps(model, optimizer, 1, seed=0)
+    assert optimizer.state[model.body_backbone.conv1.weight]["exp_avg"].unique().numel() > 1
 
 
 # ---- Shared out ----
