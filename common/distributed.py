@@ -1,6 +1,8 @@
-"""One process a GPU: start them, or join those that torchrun started, and the few things they do together."""
+"""One process per GPU: start them or join those of torchrun, and the few things they do together."""
 
+import ctypes
 import errno
+import fcntl
 import os
 import signal
 import sys
@@ -19,17 +21,16 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 from torch import distributed as dist
 
-from common.errors import FAILED, STOPPED, UserError, explain_failure
+from common.errors import FAILED, STOPPED, UserError, error_context, explain_failure
 
-# Patience with the other processes: one of them may be reading the annotations of a million pictures.
-TIMEOUT = timedelta(hours=2)
-PATIENCE = 5.0  # seconds for the others to end by themselves once a process has failed
+TIMEOUT = timedelta(hours=2)  # for the other processes: one may be reading the annotations of a million images
+GRACE_SECONDS = 5.0  # for the others to end by themselves once a process has failed
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # a training saves and ends
-QUIET_TRACKER = "ignore:resource_tracker"
+PR_SET_PDEATHSIG = 1  # of Linux, <sys/prctl.h>
 
 
 class ProcessInfo(NamedTuple):
-    """This process among all. `local_rank` counts on this machine."""
+    """This process among all; `local_rank` is its rank on this machine."""
 
     rank: int
     world: int
@@ -41,44 +42,56 @@ class ProcessInfo(NamedTuple):
         """Whether this process is the one that writes and prints."""
         return self.rank == 0
 
+    @property
+    def local_world(self) -> int:
+        """How many of the processes run on this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
+
 
 class OtherStopped(UserError):
-    """This process ends only because another one of its group has; what went wrong is said there."""
+    """This process ends only because another one of its group has, which reports the cause."""
 
 
 def launch(run: Callable[[ProcessInfo], int | None], devices: list[torch.device]) -> int:
-    """Call `run` in one process for each device, and wait.
+    """Call `run` in one process per device, and wait.
 
-    Under torchrun (RANK and WORLD_SIZE are set) the processes are there already and this one is one of them. The
-    `STOP_SIGNALS` reach all processes that this one starts, as SIGTERM; they die with this one.
+    Under torchrun (RANK and WORLD_SIZE are set) the processes exist already and this is one of them. `STOP_SIGNALS`
+    are passed on, as SIGTERM, to the processes that this one starts; they die with this one.
 
     Args:
-        run: a function of a module, or a partial of one; it must be picklable.
+        run: picklable: a function of a module, or a partial of one.
         devices: of this machine.
 
     Returns:
-        The exit code: that of `run`; where it differs, of a process that failed.
+        The exit code of `run`; where it differs, that of a process that failed.
 
     Raises:
-        UserError: torchrun started more processes than there are devices, or a process was killed, or raised one.
+        UserError: torchrun started more processes than there are devices, or a process raised it or was killed.
     """
     if under_torchrun():
         rank, world, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         if devices[0].type == "cpu":
             devices = devices[:1] * (local + 1)
         if local >= len(devices):
-            raise UserError(f"torchrun started a process for GPU number {local}, there are {len(devices)}; fewer with "
-                            "--nproc_per_node")  # fmt: skip
-        if "TORCHELASTIC_RUN_ID" in os.environ:  # else it may be a launcher whose processes outlive what forked them
+            raise UserError(
+                f"torchrun started a process for GPU {local}, but there are only {len(devices)}; lower --nproc_per_node"
+            )
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # under other launchers processes may outlive their parent
             end_with_parent()
         return _run_in_group(run, ProcessInfo(rank, world, local, devices[local]), "env://")
     if len(devices) == 1:
         if devices[0].type == "cuda":
             torch.cuda.set_device(devices[0])
         return run(ProcessInfo(0, 1, 0, devices[0])) or 0
-    with tempfile.TemporaryDirectory() as folder:  # where the processes find each other: no port to be taken
-        # Python's tracker would complain at length of what a killed process left to it.
-        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), QUIET_TRACKER)))
+    with tempfile.TemporaryDirectory() as folder:  # where the processes meet, without a port that may be taken
+        # The processes read the environment as they start. Python's tracker would warn of what a killed process left.
+        quiet = (os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker")
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, quiet))
+        if devices[0].type == "cpu":
+            # Idle OpenMP threads spin by default, which slows down whatever shares the cores by a third. OpenMP reads
+            # this when a process loads PyTorch, which the spawned ones do only now; this one computes nothing. Under
+            # torchrun each process has a single thread anyway.
+            os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         context = multiprocessing.get_context("spawn")
         processes = [
             context.Process(target=_child, args=(run, ProcessInfo(rank, len(devices), rank, device), folder))
@@ -88,31 +101,31 @@ def launch(run: Callable[[ProcessInfo], int | None], devices: list[torch.device]
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun, or a launcher of its kind, started this process as one of several."""
+    """Whether torchrun, or a similar launcher, started this process as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def end_with_parent() -> None:
-    """Have Linux kill this process as soon as the one that started it is gone, even by SIGKILL.
+    """Have Linux kill this process as soon as its parent is gone, even by SIGKILL; no effect on other systems.
 
-    Else it would train on unseen, and keep the folder's lock or the GPU's memory. Elsewhere than on Linux this does
-    nothing.
+    Otherwise an orphan keeps training, and keeps the folder's lock and the GPU's memory.
     """
-    multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():  # it was gone before
+    if parent is not None and not parent.is_alive():  # gone before the call
         os._exit(1)
 
 
-def _child(run: Callable[[ProcessInfo], int | None], place: ProcessInfo, folder: str) -> None:
+def _child(run: Callable[[ProcessInfo], int | None], process: ProcessInfo, folder: str) -> None:
     end_with_parent()
     for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the parent passes them on
         signal.signal(number, signal.SIG_IGN)
-    if place.device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.world))
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are on this machine, whatever its name resolves to
+    if process.device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // process.world))
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all run on this machine, whatever its name resolves to
     try:
-        code = _run_in_group(run, place, f"file://{folder}/store")
+        code = _run_in_group(run, process, f"file://{folder}/store")
     except OtherStopped:
         code = FAILED
     except KeyboardInterrupt:
@@ -121,48 +134,50 @@ def _child(run: Callable[[ProcessInfo], int | None], place: ProcessInfo, folder:
         text = str(error) if isinstance(error, UserError) else explain_failure(error)
         if text is None:
             raise
-        Path(folder, f"error_{place.rank}").write_text(text, encoding="utf-8")  # the parent says it, once for all
+        Path(folder, f"error_{process.rank}").write_text(text, encoding="utf-8")  # the parent prints one of them
         code = FAILED
     sys.exit(code)
 
 
-def _run_in_group(run: Callable[[ProcessInfo], int | None], place: ProcessInfo, store: str) -> int:
-    if place.device.type == "cuda":
-        torch.cuda.set_device(place.device)
-    backend = "nccl" if place.device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store, timeout=TIMEOUT, rank=place.rank, world_size=place.world)
-    # Of little weight: the gradients of 1 x 1 convolutions are copied.
+def _run_in_group(run: Callable[[ProcessInfo], int | None], process: ProcessInfo, store: str) -> int:
+    if process.device.type == "cuda":
+        torch.cuda.set_device(process.device)
+    backend = "nccl" if process.device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store, timeout=TIMEOUT, rank=process.rank, world_size=process.world)
+    # Harmless: the gradients of 1 x 1 convolutions are copied.
     warnings.filterwarnings("ignore", message="(?s).*Grad strides do not match bucket view strides")
     try:
-        code = run(place) or 0
+        code = run(process) or 0
     except UserError as error:
-        # Not destroy_process_group: the others may never answer. Leaving tells them.
-        raise UserError(f"{error} (process {place.rank} of {place.world})" if place.rank else str(error)) from None
+        # Not destroy_process_group: the others may never answer. They notice when this process ends.
+        raise UserError(
+            f"{error} (process {process.rank} of {process.world})" if process.rank else str(error)
+        ) from None
     except RuntimeError as error:
-        # A process of the group that leaves makes the others fail in their next common step, with a long story.
+        # When a process of the group ends, the next collective call fails in the others, with a long message.
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise OtherStopped(f"process {place.rank} of {place.world} stops: another one has stopped") from None
+            raise OtherStopped(f"process {process.rank} of {process.world} stops: another one has stopped") from None
         raise
     dist.destroy_process_group()
     return code
 
 
 def _watch(processes: list[Any], folder: Path) -> int:
-    """Start processes, pass signals on to them and wait; if one fails, the others are ended.
+    """Start processes, pass signals on to them and wait; if one fails, end the others.
 
     Args:
-        folder: where a process that raises UserError leaves its text, as error_{rank}.
+        folder: where a process writes the message of a UserError, as error_{rank}.
 
     Returns:
-        The exit code of all.
+        The exit code for all.
 
     Raises:
-        UserError: the text of a process, or that one was killed.
+        UserError: the message of a process, or that one was killed.
     """
     asked: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:
-        if number in asked:  # the second time: at once
+        if number in asked:  # a second time: end at once
             _kill_all(processes)
             os._exit(STOPPED)
         asked.append(number)
@@ -182,7 +197,7 @@ def _watch(processes: list[Any], folder: Path) -> int:
     errors = sorted(folder.glob("error_*"))
     if errors:
         raise UserError(errors[0].read_text(encoding="utf-8"))
-    if asked and -signal.SIGTERM in codes:  # before training had begun
+    if asked and -signal.SIGTERM in codes:  # before training began
         codes = []
     if killed := [-code for code in codes if code < 0]:
         raise UserError(f"a process was ended by signal {killed[0]}; if it was 9, memory may have run out")
@@ -191,13 +206,13 @@ def _watch(processes: list[Any], folder: Path) -> int:
 
 
 def _catch(handler: Callable[[int, object], None]) -> dict[int, Any]:
-    """Have `handler` called for the `STOP_SIGNALS` that are not ignored, as after nohup. Returns who was before."""
-    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    return {number: signal.signal(number, handler) for number in heard}
+    """Handle the `STOP_SIGNALS` that are not ignored, as under nohup. Returns the previous handlers."""
+    handled = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in handled}
 
 
 def _wait_for_all(processes: list[Any]) -> list[int]:
-    """The exit codes of those that ended by themselves: all, or those of some seconds after the first failure."""
+    """The exit codes of the processes that end by themselves, at most `GRACE_SECONDS` after the first failure."""
     running, end = {process.sentinel: process for process in processes}, None
     codes: list[int] = []
     while running and (end is None or time.monotonic() < end):
@@ -206,7 +221,7 @@ def _wait_for_all(processes: list[Any]) -> list[int]:
             process.join()
             codes.append(process.exitcode)
             if process.exitcode and end is None:
-                end = time.monotonic() + PATIENCE
+                end = time.monotonic() + GRACE_SECONDS
     return codes
 
 
@@ -217,59 +232,59 @@ def _kill_all(processes: list[Any]) -> None:
             process.join()
 
 
-# ---- What the processes of a group do together; with a single process these do nothing ----
+# ---- What the processes of a group do together; no effect with a single process ----
 
 
-def mean_over_processes(values: Tensor, place: ProcessInfo) -> Tensor:
-    """The mean over all processes of a tensor, in place; the same bits in each of them."""
-    if place.world > 1:
+def mean_over_processes(values: Tensor, process: ProcessInfo) -> Tensor:
+    """The mean of a tensor over all processes, in process; bit-identical in each of them."""
+    if process.world > 1:
         dist.all_reduce(values)
-        values /= place.world
+        values /= process.world
     return values
 
 
-def from_main(value: Any, place: ProcessInfo) -> Any:
-    """What the main process has. `value`: numbers, texts and containers."""
+def from_main(value: Any, process: ProcessInfo) -> Any:
+    """The value of the main process: numbers, strings and containers."""
     box = [value]
-    if place.world > 1:
-        dist.broadcast_object_list(box, src=0, device=place.device)
+    if process.world > 1:
+        dist.broadcast_object_list(box, src=0, device=process.device)
     return box[0]
 
 
-def from_all(value: Any, place: ProcessInfo) -> list[Any]:
-    """What each process has, in order."""
+def from_all(value: Any, process: ProcessInfo) -> list[Any]:
+    """The value of each process, by rank."""
     values = [value]
-    if place.world > 1:
-        values = [None] * place.world
+    if process.world > 1:
+        values = [None] * process.world
         dist.all_gather_object(values, value)
     return values
 
 
-def barrier(place: ProcessInfo) -> None:
-    """Wait until all processes are here."""
-    if place.world > 1:
-        from_all(None, place)
+def barrier(process: ProcessInfo) -> None:
+    """Wait until all processes get here."""
+    if process.world > 1:
+        from_all(None, process)
 
 
 @contextmanager
-def main_first(place: ProcessInfo) -> Iterator[None]:
-    """The block runs in the first process of each machine, then in the others: what it caches is made once."""
-    if place.local_rank:
-        barrier(place)
+def main_first(process: ProcessInfo) -> Iterator[None]:
+    """Run the block in the first process of each machine, then in the others, so that caches are built once."""
+    if process.local_rank:
+        barrier(process)
     yield
-    if not place.local_rank:
-        barrier(place)
+    if not process.local_rank:
+        barrier(process)
 
 
 class StopSignal:
-    """Whether this process was asked to stop: by SIGTERM, SIGHUP, Ctrl-C, or because its parent process is gone.
+    """Whether this process is to stop: after SIGTERM, SIGHUP or Ctrl-C, or because its parent process is gone.
 
-    After a second signal KeyboardInterrupt is raised at once.
+    A second signal raises KeyboardInterrupt at once.
     """
 
     def __init__(self) -> None:
         self.number = 0
-        self.asked_of_all = False  # what all processes agreed on after the last step
+        self.asked_of_all = False  # agreed on by all processes after the last step
         self.parent = multiprocessing.parent_process()
         self._before: dict[int, Any] = {}
 
@@ -285,7 +300,7 @@ class StopSignal:
         if self.number:
             raise KeyboardInterrupt
         self.number = number
-        print("\nstopping after this step; once more stops at once", file=sys.stderr, flush=True)
+        print("\nstopping after this step; a second signal stops at once", file=sys.stderr, flush=True)
 
     @property
     def asked(self) -> bool:
@@ -299,30 +314,31 @@ class StopSignal:
 
 
 class FolderLock:
-    """Keeps a second training out of a folder, until this process ends, however it ends.
+    """Keeps a second training out of a folder; held until the block or the process ends, however it ends.
 
     Args:
-        folder: exists.
+        folder: must exist.
 
     Raises:
         UserError: another process holds it.
     """
 
     def __init__(self, folder: Path) -> None:
-        import fcntl
+        with error_context(f"cannot lock {folder}", advice="choose another --output"):
+            self.file = open(folder / ".lock", "a")
+            try:
+                # lockf, not flock: a lock of flock would live on in loader workers, which outlive a killed training by
+                # some seconds.
+                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError as error:
+                self.file.close()
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    raise
+        raise UserError(f"another training runs in {folder}; wait for it, or choose another folder with --output")
 
-        try:
-            self.file = open(folder / ".lock", "a")  # noqa: SIM115 - held open as long as the process lives
-        except OSError as error:
-            raise UserError(f"cannot write into {folder}: {error.strerror or error}; choose another --output") from None
-        try:
-            # lockf, not flock: a lock of flock would live on in loader workers, which outlive a killed training by
-            # some seconds.
-            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self.file.close()
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise UserError(f"cannot lock {folder}: {error.strerror or error}; choose another --output") from None
-            raise UserError(
-                f"another training runs in {folder}; wait for it, or choose another folder with --output"
-            ) from None
+    def __enter__(self) -> "FolderLock":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.close()

@@ -1,29 +1,32 @@
 """What a training writes down: a text log, the losses of each step as JSON lines, and TensorBoard."""
 
 import json
+import math
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
+import numpy as np
+from tqdm import tqdm
+
+from common.errors import error_context
 from common.utils.files import atomic_write, make_folder
 
 TENSORBOARD_EVERY = 10  # steps
 
 
 class TrainLog:
-    """Writes into a folder; a training that goes on from an earlier step takes back what was written after it.
+    """Writes into a folder and shows the progress. When a training resumes, steps logged from there on are removed.
 
         train.txt       what is printed, with the time
-        losses.jsonl    one line a step: epoch, step, lr, total, every term, ...
-        tensorboard/    the same, every so many steps
+        losses.jsonl    one line per step: epoch, step, lr, total, every term, ...
+        tensorboard/    the same, every `TENSORBOARD_EVERY` steps
 
     Args:
         folder: made if missing.
-        start: (epoch, step) of the first step that is going to be written.
+        start: (epoch, step) of the first step to be written.
         steps_per_epoch: to number all steps.
 
     Raises:
@@ -34,89 +37,111 @@ class TrainLog:
         make_folder(folder)
         self.steps_per_epoch = steps_per_epoch
         losses = folder / "losses.jsonl"
-        _cut(losses, start)
-        try:
-            self._text = open(folder / "train.txt", "a", encoding="utf-8")  # noqa: SIM115 - open until `close`
-            self._losses = open(losses, "a", encoding="utf-8")  # noqa: SIM115
-        except OSError as error:
-            raise UserError(f"cannot write into {folder}: {error.strerror or error}; choose another --output") from None
-        self._board = _tensorboard(folder / "tensorboard", start[0] * steps_per_epoch + start[1])
+        _remove_steps_from(start, losses)
+        with error_context(f"cannot write into {folder}", advice="choose another --output"):
+            self._text = open(folder / "train.txt", "a", encoding="utf-8")
+            self._losses = open(losses, "a", encoding="utf-8")
+        self._board = _tensorboard(folder / "tensorboard", self._number(start))
+        self._bar: tqdm | None = None
+        self._begun = self._waited = 0.0
 
     def say(self, text: str) -> None:
-        """Print a line, above a progress bar where there is one, and write it down."""
-        from tqdm import tqdm
-
+        """Print a line, above the progress bar if there is one, and write it into the log."""
         tqdm.write(text, file=sys.stderr)
-        with _one_line(self._text.name):
+        with _writing(self._text.name):
             self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
             self._text.flush()
 
-    def step(self, epoch: int, step: int, values: dict[str, Any]) -> None:
-        """Write the numbers of a step."""
-        with _one_line(self._losses.name):
+    def start_epoch(self, at: tuple[int, int]) -> None:
+        """Show the progress of an epoch from a step on."""
+        epoch, step = at
+        self._bar = tqdm(
+            total=self.steps_per_epoch,
+            initial=step,
+            desc=f"epoch {epoch}",
+            unit="step",
+            dynamic_ncols=True,
+            leave=False,
+        )
+        self._begun, self._waited = time.monotonic(), 0.0
+
+    def step(self, at: tuple[int, int], values: dict[str, Any], waited: float) -> None:
+        """Write the numbers of a step.
+
+        Args:
+            at: epoch and step.
+            values: `total` among them; None for what is not finite.
+            waited: seconds spent waiting for the data.
+        """
+        epoch, step = at
+        with _writing(self._losses.name):
             self._losses.write(json.dumps({"epoch": epoch, "step": step, **values}) + "\n")
             self._losses.flush()
-        at = epoch * self.steps_per_epoch + step
-        if self._board and at % TENSORBOARD_EVERY == 0:
-            with _one_line("the TensorBoard log"):
+        if self._board and self._number(at) % TENSORBOARD_EVERY == 0:
+            with _writing("the TensorBoard log"):
                 for name, value in values.items():
-                    if value is None:
-                        continue
-                    self._board.add_scalar(f"train/{name}", value, at)
+                    if value is not None:
+                        self._board.add_scalar(f"train/{name}", value, self._number(at))
+        if self._bar is None:
+            return
+        self._waited += waited
+        took = time.monotonic() - self._begun
+        waiting = f"{self._waited / took:.0%} of the time waiting for data"
+        self._bar.set_postfix_str(f"loss {values['total']:.3f}, {waiting}", refresh=False)
+        self._bar.update()
+        if step + 1 == self.steps_per_epoch:
+            self._bar.close()
+            self.say(f"epoch {epoch}: {took:.0f} s, {waiting}; last loss {values['total']:.3f}")
 
-    def image(self, epoch: int, step: int, picture_rgb: Any) -> None:
+    def image(self, at: tuple[int, int], image_rgb: np.ndarray) -> None:
         """Show (H, W, 3) uint8 in TensorBoard."""
         if self._board:
-            with _one_line("the TensorBoard log"):
-                at = epoch * self.steps_per_epoch + step
-                self._board.add_image("train/predictions", picture_rgb, at, dataformats="HWC")
+            with _writing("the TensorBoard log"):
+                self._board.add_image("train/predictions", image_rgb, self._number(at), dataformats="HWC")
 
     def close(self) -> None:
         """Write what is still in memory."""
-        with _one_line(self._losses.name):
+        if self._bar is not None:
+            self._bar.close()
+        with _writing(self._losses.name):
             self._text.close()
             self._losses.close()
             if self._board:
                 self._board.close()
 
-
-@contextmanager
-def _one_line(what: str) -> Iterator[None]:
-    """Turns a failed write into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write {what}: {error.strerror or error}; free some space, then go on with --continue"
-        ) from None
+    def _number(self, at: tuple[int, int]) -> int:
+        """A step's number over all epochs."""
+        return at[0] * self.steps_per_epoch + at[1]
 
 
-def _cut(path: Path, start: tuple[int, int]) -> None:
-    """Leave only lines of steps before `start`; a line that a kill cut short goes, too."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+def _writing(what: str) -> AbstractContextManager[None]:
+    return error_context(f"cannot write {what}", advice="free some space, then resume with --continue")
+
+
+def _remove_steps_from(start: tuple[int, int], path: Path) -> None:
+    """Keep the lines of steps before `start`; a line that a kill cut short is removed, too."""
+    if not path.exists():
         return
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}; move it away") from None
-    kept = [line for line in lines if _place(line) < start]
+    with error_context(f"cannot read {path}", UnicodeDecodeError, advice="move it away"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if _position(line) < start]
     if len(kept) < len(lines) or not lines:
         atomic_write(path, "".join(f"{line}\n" for line in kept).encode())
 
 
-def _place(line: str) -> tuple[float, float]:
-    """(epoch, step) of a line; of a broken one the end of all times."""
+def _position(line: str) -> tuple[float, float]:
+    """(epoch, step) of a line; infinity for a broken one."""
     try:
         values = json.loads(line)
-        return values["epoch"], values["step"]
+        return float(values["epoch"]), float(values["step"])
     except (ValueError, KeyError, TypeError):
-        return float("inf"), float("inf")
+        return math.inf, math.inf
 
 
 def _tensorboard(folder: Path, first_step: int) -> Any:
     """A writer, or None where TensorBoard is not installed."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard import SummaryWriter  # an optional package
     except ImportError:
         print("TensorBoard is not installed (pip install tensorboard): losses go to losses.jsonl only", file=sys.stderr)
         return None

@@ -220,6 +220,7 @@ class MixedSampler(Sampler[list[SampleKey]]):
     ) -> None:
         if global_batch % world:
             raise UserError(f"a global batch of {global_batch} does not divide among {world} processes")
+        self.group_sizes = [list(group) for group in group_sizes]
         self.counts = [sum(group) for group in group_sizes]
         sizes = [size for group in group_sizes for size in group]
         self.starts = np.cumsum([0, *sizes[:-1]])

@@ -1,67 +1,78 @@
-"""The checkpoints of a training: what is in them beside the network, which there are, and going on from the newest.
+"""The checkpoints of a training: what they hold beside the network, which ones exist, and resuming from the latest.
 
     model_dump/snapshot_{epoch}.pth       after each epoch, kept; the published layout and more
     model_dump/step_{epoch}_{step}.pth    within an epoch, the last few are kept
 
-Both hold `training`: where the training stands and all that the next step depends on.
+Both hold `training`: the position in the training and all that the next step depends on.
 """
 
 import copy
 import re
 import reprlib
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.checkpoint import check_tensor, load_network, read_checkpoint, save_checkpoint
 from common.errors import UserError
 from common.utils.files import make_folder
+from data.dataset import MixedSampler
 from main.config import Config, config_to_dict
+from main.model import InterWild
 from main.options import config_of_checkpoint
 
-KEPT_STEPS = 2  # step checkpoints: the newest, and one before it in case the newest is damaged
-# What reading a file of unknown content raises where it is not as expected.
-MISFITS = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError)
+KEPT_STEPS = 2  # step checkpoints: the latest, and one before it in case the latest is damaged
+# What reading a malformed file raises.
+MALFORMED = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError)
 EPOCH_FILE, STEP_FILE = re.compile(r"snapshot_(\d{1,9})\.pth"), re.compile(r"step_(\d{1,9})_(\d{1,9})\.pth")
 
 
 class Progress(NamedTuple):
-    """The step that comes next, both counted from 0."""
+    """The next step, both numbers counted from 0."""
 
     epoch: int
     step: int
 
+    def next(self, steps_per_epoch: int) -> "Progress":
+        """The step after this one."""
+        return Progress(self.epoch, self.step + 1) if self.step + 1 < steps_per_epoch else Progress(self.epoch + 1, 0)
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}, step {self.step}"
+
 
 @dataclass
-class Parts:
-    """What changes while training, apart from the data's order, which is a function of `Progress`.
+class TrainState:
+    """What training changes, apart from the order of the data, which is a function of `Progress`.
 
-    The learning rate is no part: it is a function of the epoch.
+    The learning rate is not part of it: it is a function of the epoch.
     """
 
-    model: nn.Module
+    model: InterWild
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
 
 
 @dataclass
-class Start:
-    """A checkpoint to go on from. `training` is None in files of other programs, the published ones among them."""
+class ResumePoint:
+    """A checkpoint to resume from. `training` is None in files of other programs, such as the published ones."""
 
     path: Path
     progress: Progress
     content: dict[str, Any]
     config: Config | None
-    training: dict[str, Any] | None
+    training: Mapping[str, Any] | None
+
+
+# ---- Which checkpoints exist ----
 
 
 def list_snapshots(folder: Path) -> list[tuple[Progress, Path]]:
-    """All checkpoints in a folder by their names, the newest first."""
+    """All checkpoints in a folder by their names, the latest first."""
     found = []
     for path in folder.glob("*.pth"):
         if match := EPOCH_FILE.fullmatch(path.name):
@@ -71,86 +82,165 @@ def list_snapshots(folder: Path) -> list[tuple[Progress, Path]]:
     return sorted(found, reverse=True)
 
 
-def newest_whole(folder: Path, tell: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that can be read; each newer one that cannot is named.
+def latest_valid_checkpoint(folder: Path, tell: Callable[[str], None]) -> Path | None:
+    """The latest checkpoint that can be read; `tell` names each later one that cannot.
 
     Raises:
-        UserError: there are checkpoints and none can be read.
+        UserError: there are checkpoints, but none can be read.
     """
     snapshots = list_snapshots(folder)
     for _, path in snapshots:
         try:
             read_checkpoint(path)
         except UserError as error:
-            tell(f"passed over: {error}")
+            tell(f"skipped: {error}")
         else:
             return path
     if snapshots:
-        raise UserError(
-            f"no checkpoint in {folder} can be read (there are {len(snapshots)}); start anew with --overwrite"
-        )
+        raise UserError(f"no checkpoint in {folder} can be read (of {len(snapshots)}); start over with --overwrite")
     return None
 
 
-def read_start(path: Path) -> Start:
-    """What `newest_whole` found. Raises UserError if it is no checkpoint, or says nonsense of where it stands."""
+def prepare_folder(folder: Path, keep: bool, overwrite: bool) -> None:
+    """Make the folder of checkpoints and remove what interrupted saves left; the caller holds the lock.
+
+    Args:
+        keep: resume from the checkpoints that exist.
+        overwrite: remove the checkpoints that exist.
+
+    Raises:
+        UserError: there are checkpoints, and neither option is set.
+        OSError: a file cannot be removed.
+    """
+    make_folder(folder)
+    snapshots = [] if keep else list_snapshots(folder)
+    if snapshots and not overwrite:
+        raise UserError(
+            f"{folder} holds checkpoints of a training ({snapshots[0][1].name}); resume with --continue, replace them "
+            "with --overwrite, or choose another folder with --output"
+        )
+    for path in [*(path for _, path in snapshots), *folder.glob(".*.tmp")]:
+        path.unlink(missing_ok=True)
+
+
+# ---- Save and restore ----
+
+
+def data_order(sampler: MixedSampler) -> dict[str, Any]:
+    """The numbers that the order of the data depends on; checkpoints hold them."""
+    return {"global_batch": sampler.global_batch, "group_sizes": sampler.group_sizes, "seed": sampler.seed}
+
+
+def save_progress(
+    folder: Path, progress: Progress, state: TrainState, config: Config, order: Mapping[str, Any]
+) -> Path:
+    """Write a checkpoint: of the epoch if one has just ended, else of the step. Older step checkpoints are removed.
+
+    Args:
+        progress: the next step.
+        order: of the data, see `data_order`.
+
+    Raises:
+        UserError: it cannot be written, or would hold numbers that are not finite; existing checkpoints stay.
+    """
+    values = [value for value in state.model.state_dict().values() if value.is_floating_point()]
+    if not torch.stack([value.isfinite().all() for value in values]).all():
+        raise UserError(
+            f"weights or batch norm statistics are not finite before {progress}; lower --lr; the "
+            "last checkpoint is from before that, --continue resumes there"
+        )
+    name = f"step_{progress.epoch}_{progress.step}.pth" if progress.step else f"snapshot_{progress.epoch - 1}.pth"
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    save_checkpoint(
+        folder / name,
+        state.model,
+        epoch=progress.epoch - 1,  # the last complete one, as published
+        optimizer=state.optimizer.state_dict(),
+        config=config_to_dict(config),
+        training={
+            **order,
+            **progress._asdict(),
+            "scaler": state.scaler.state_dict(),
+            "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
+        },
+    )
+    steps = [path for at, path in list_snapshots(folder) if at.step and at <= progress]
+    for path in steps[KEPT_STEPS:]:
+        path.unlink(missing_ok=True)
+    return folder / name
+
+
+def read_resume_point(path: Path) -> ResumePoint:
+    """Read what `latest_valid_checkpoint` found.
+
+    Raises:
+        UserError: it is not a checkpoint, or its epoch or step is not valid.
+    """
     content = read_checkpoint(path, whole=False)
     config, training = config_of_checkpoint(content, path), content.get("training")
     if not isinstance(training, Mapping):
         training = None
-    at = (content.get("epoch"), -1) if training is None else (training.get("epoch"), training.get("step"))
-    if not all(type(number) is int and -1 <= number < 10**9 for number in at):
-        raise UserError(f"checkpoint {path} does not say how long it was trained: epoch and step {reprlib.repr(at)}")
-    progress = Progress(at[0] + 1, 0) if training is None else Progress(*at)
-    if min(progress) < 0:
-        raise UserError(f"checkpoint {path} says that it comes from before the start: epoch and step {at}")
-    return Start(path, progress, content, config, training)
+    epoch, step = (content.get("epoch"), 0) if training is None else (training.get("epoch"), training.get("step"))
+    if not all(type(number) is int and 0 <= number < 10**9 for number in (epoch, step)):
+        raise UserError(f"checkpoint {path} does not say how long it was trained: {reprlib.repr((epoch, step))}")
+    progress = Progress(epoch + 1, 0) if training is None else Progress(epoch, step)
+    return ResumePoint(path, progress, content, config, training)
 
 
-def restore(start: Start, parts: Parts) -> str | None:
-    """Put a checkpoint's state into the parts, exactly as it was.
+def check_order(resume: ResumePoint, order: Mapping[str, Any], steps_per_epoch: int) -> None:
+    """Raises UserError if a checkpoint within an epoch belongs to another order of the data."""
+    if not resume.training or not resume.progress.step:
+        return
+    was = resume.training
+    changed = ", ".join(
+        f"{key} was {was.get(key)}, is {value}" for key, value in order.items() if was.get(key) != value
+    )
+    if changed or resume.progress.step >= steps_per_epoch:
+        raise UserError(
+            f"{resume.path} is from within an epoch, and the order of the data would change ({changed}); set these "
+            "as they were (global_batch is train_batch_size x GPUs, group_sizes come from the datasets), or delete "
+            "the step_*.pth files to resume from the last complete epoch"
+        )
+
+
+def restore(resume: ResumePoint, state: TrainState) -> str | None:
+    """Restore the state of a training exactly.
 
     Returns:
         For a file of another program, a line that says how much of the optimizer was restored.
 
     Raises:
-        UserError: it is of another network or optimizer.
+        UserError: it belongs to another network or optimizer.
     """
-    load_network(parts.model, start.content["network"], start.path)
-    if start.training is None:
-        return restore_published(start, parts.optimizer)
+    load_network(state.model, resume.content["network"], resume.path)
+    published = resume.training is None
     try:
-        load_optimizer(parts.optimizer, start.content["optimizer"])
-        if parts.scaler.is_enabled() and start.training["scaler"]:
-            parts.scaler.load_state_dict(copy.deepcopy(start.training["scaler"]))
-        random = start.training["random"]
+        if published and not resume.content["optimizer"]["state"]:
+            raise ValueError("it is empty")
+        load_optimizer(state.optimizer, resume.content["optimizer"])
+        if published:
+            return (
+                "published checkpoint: weights and Adam's moments and steps are restored; the learning rate follows "
+                "the configuration and the epoch"
+            )
+        training: Any = resume.training
+        if state.scaler.is_enabled() and training["scaler"]:
+            state.scaler.load_state_dict(copy.deepcopy(training["scaler"]))
+        random = training["random"]
         if not isinstance(random, Mapping):  # indexing a tensor with a string only warns
             raise TypeError("its random state is not a dictionary")
         torch.set_rng_state(random["cpu"])
         if torch.cuda.is_available() and random["cuda"] is not None:
             torch.cuda.set_rng_state(random["cuda"])
-    except MISFITS as error:
+    except MALFORMED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"the training state in {start.path} does not fit: {reason}") from None
-    return None
-
-
-def restore_published(start: Start, optimizer: torch.optim.Optimizer) -> str:
-    """Restore the optimizer of a published checkpoint where it fits. Returns the line that says so."""
-    try:
-        if not start.content["optimizer"]["state"]:
-            raise ValueError("it is empty")
-        load_optimizer(optimizer, start.content["optimizer"])
-    except MISFITS as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not published:
+            raise UserError(f"the training state in {resume.path} does not fit: {reason}") from None
         return (
             f"published checkpoint without a usable optimizer state ({reason}): only the weights are restored and Adam "
             "starts from zero, as in the published system; results will differ from an uninterrupted training"
         )
-    return (
-        "published checkpoint: weights and Adam's moments and steps are restored; the learning rate follows the "
-        "configuration and the epoch"
-    )
+    return None
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any) -> None:
@@ -158,10 +248,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any) -> None:
 
     States belong to weights by position, in the order of `parameters()`, as in `Optimizer.load_state_dict`. A file
     holds all weights, as published, or only those that are trained, as older files of this program. Unlike there,
-    each moment is copied into the memory layout of its weight: fused Adam reads both in the order of memory.
+    each moment is copied into the memory layout of its weight: fused Adam reads both in memory order.
 
     Args:
-        optimizer: one parameter group; untouched if the state does not fit.
+        optimizer: has one parameter group; untouched if the state does not fit.
         saved: the `state_dict()` of an Adam.
 
     Raises:
@@ -182,76 +272,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any) -> None:
             continue
         if states[index].keys() != {"step", "exp_avg", "exp_avg_sq"}:
             raise ValueError("the optimizer state is not Adam's")
-        restored[weight] = {"step": torch.zeros((), device=weight.device)}
         step = states[index]["step"]  # a plain number before PyTorch 1.12
+        step = torch.tensor(float(step)) if type(step) in (int, float) else step
+        restored[weight] = {}
         for name, value, like in (
-            ("step", torch.tensor(float(step)) if type(step) in (int, float) else step, restored[weight]["step"]),
-            *((name, states[index][name], weight) for name in ("exp_avg", "exp_avg_sq")),
+            ("step", step, torch.zeros((), device=weight.device)),
+            ("exp_avg", states[index]["exp_avg"], weight),
+            ("exp_avg_sq", states[index]["exp_avg_sq"], weight),
         ):
             check_tensor(f"{name} of weight {number} in the optimizer state", value, like)
             restored[weight][name] = torch.empty_like(like).copy_(value.detach())
     optimizer.state.clear()
     optimizer.state.update(restored)
-
-
-def save_progress(folder: Path, progress: Progress, parts: Parts, config: Config, **more: Any) -> Path:
-    """Write a checkpoint: of the epoch if one has just ended, else of the step. Older step checkpoints are removed.
-
-    Args:
-        progress: the step that comes next.
-        more: further entries of `training`.
-
-    Raises:
-        UserError: it cannot be written; those that were there stay.
-    """
-    name = f"step_{progress.epoch}_{progress.step}.pth" if progress.step else f"snapshot_{progress.epoch - 1}.pth"
-    training = {
-        **more,
-        **progress._asdict(),
-        "scaler": parts.scaler.state_dict(),
-        "random": {
-            "cpu": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        },
-    }
-    save_checkpoint(
-        folder / name,
-        parts.model,
-        epoch=progress.epoch - 1,  # the last one that is finished, as published
-        optimizer=parts.optimizer.state_dict(),
-        config=config_to_dict(config),
-        training=training,
-    )
-    steps = [path for at, path in list_snapshots(folder) if at.step and at <= progress]
-    for path in steps[KEPT_STEPS:]:
-        path.unlink(missing_ok=True)
-    return folder / name
-
-
-def prepare_folder(folder: Path, keep: bool, overwrite: bool) -> None:
-    """Make the folder of checkpoints, and clear away what killed savings left; the caller holds the lock.
-
-    Args:
-        keep: go on with what is there.
-        overwrite: remove what is there.
-
-    Raises:
-        UserError: there are checkpoints, and neither was asked for; or a file cannot be removed.
-    """
-    make_folder(folder)
-    snapshots = [] if keep else list_snapshots(folder)
-    if snapshots and not overwrite:
-        raise UserError(
-            f"{folder} holds checkpoints of a training ({snapshots[0][1].name}); go on with --continue, replace them "
-            "with --overwrite, or choose another folder with --output"
-        )
-    try:
-        for path in [*(path for _, path in snapshots), *folder.glob(".*.tmp")]:
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot remove {path}: {error.strerror or error}") from None
-
-
-def tell(text: str) -> None:
-    """To the user, before there is a log."""
-    print(text, file=sys.stderr, flush=True)

@@ -1,71 +1,99 @@
 """Train the network.
 
-    python train.py --gpu 0-3                     # or 0,1,2,3; default: all GPUs there are, else the CPU
-    python train.py --gpu 0-3 --continue          # go on from the newest checkpoint, exactly where it stands
+    python train.py --gpu 0-3                     # or 0,1,2,3; default: all GPUs, else the CPU
+    python train.py --gpu 0-3 --continue          # resume exactly from the latest checkpoint
     python train.py --trainset_3d InterHand26M --lr 5e-5 --end_epoch 3      # any value of config.py; see --help
     python train.py --gpu cpu --preset small --init random                  # a small network, for a CPU
-    python train.py --gpu 0-3 --amp bf16 --accumulate 2                     # faster, and half the memory
-    python train.py --gpu 0-3 --parallel dp       # one process for all GPUs, as the published system
-    torchrun --nproc_per_node 4 train.py          # the processes started by torchrun, on one machine
+    python train.py --gpu 0-3 --amp bf16 --accumulate 2                     # faster, in half the memory
+    python train.py --gpu 0-3 --parallel dp       # one process for all GPUs, as in the published system
+    torchrun --nproc_per_node 4 train.py          # processes started by torchrun, on one machine
     torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 train.py     # or several
 
-Written into --output (which several machines must share):
+Written into --output (which all machines must share):
 
     model_dump/snapshot_{epoch}.pth      after each epoch; for test.py, demo.py and --continue
     model_dump/step_{epoch}_{step}.pth   every --save_every steps, the last two; for --continue
     log/train.txt, log/losses.jsonl, log/tensorboard
     vis/{epoch}_{step}.jpg               every --visualize_every steps: annotation, prediction and meshes of samples
 
-A step takes train_batch_size samples for each GPU. The losses are means over all of them, whichever way they are
-shared out; batch norm sees the samples of its own GPU (and part, with --accumulate), as in the published system,
+A step takes train_batch_size samples for each GPU. The losses are means over all samples of a step, however they are
+split; batch norm sees the samples of its own GPU (and microbatch, with --accumulate), as in the published system,
 unless --sync_bn true.
 
-Exit code: 0; 2 with one line on stderr if something is wrong, a loss that is not finite among it; Ctrl-C (130),
-SIGTERM and SIGHUP (0) save a checkpoint first. --continue takes the values of config.py from the checkpoint; what is
-given beside it changes them.
+Exit code: 0; 2 with one line on stderr for an error, such as a loss that is not finite; after Ctrl-C (130), SIGTERM
+and SIGHUP (0) a checkpoint is saved first. --continue takes the values of config.py from the checkpoint; options given
+with it override them.
 """
 
 import argparse
 import math
-import os
+import signal
 import sys
 import time
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils.data import DataLoader
 
-# torch and OpenCV are imported where they are used, so that --help and mistakes are answered at once.
-from common.errors import UserError, run_main  # noqa: E402
-from common.options import GPU_HELP, MANO_FOLDER, count  # noqa: E402
-from main.config import Config  # noqa: E402
-from main.options import add_config_options, read_config  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-if TYPE_CHECKING:
-    import torch
+from common.criterion import InterWildLoss
+from common.devices import parse_devices
+from common.distributed import (
+    STOP_SIGNALS,
+    FolderLock,
+    ProcessInfo,
+    StopSignal,
+    barrier,
+    end_with_parent,
+    from_all,
+    from_main,
+    launch,
+    main_first,
+    mean_over_processes,
+    under_torchrun,
+)
+from common.drawing.samples import draw_sheet
+from common.errors import UserError, run_main
+from common.logger import TrainLog
+from common.nets.mano import TwoHandMano
+from common.nets.mano_files import read_hand_models
+from common.options import GPU_HELP, MANO_FOLDER, ROOT, count
+from common.precision import autocast
+from common.targets import build_images, build_targets
+from common.types import Prediction, Sample, Targets, take
+from common.utils.files import make_folder, write_image
+from common.utils.images import quiet_opencv
+from data.dataset import MixedSampler, init_worker, loader_workers, to_device, unwrap_worker_errors
+from main.build import build_model, init_backbones, open_training
+from main.config import Config
+from main.model import InterWild
+from main.options import add_config_options, read_config
+from main.resume import (
+    Progress,
+    ResumePoint,
+    TrainState,
+    check_order,
+    data_order,
+    latest_valid_checkpoint,
+    prepare_folder,
+    read_resume_point,
+    restore,
+    save_progress,
+)
 
-    from common.distributed import ProcessInfo, StopSignal
-    from common.types import Sample
-    from main.resume import Progress
-    from main.training import StepResult, Training
-
-AMP_TYPES = {"none": "float32", "bf16": "bfloat16", "fp16": "float16"}
-NAMED_SAMPLES = 8  # a message names at most so many
+NAMED_SAMPLES = 8  # at most, in a message
 
 
 def main() -> int:
     args = parse_args()
-    if args.processes > 1 or "LOCAL_WORLD_SIZE" in os.environ:
-        # Before torch is loaded. Threads that wait in a loop are faster by a third where there are cores for all, and
-        # slow down by as much whatever shares the cores with them.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-    from common.devices import parse_devices
-    from common.distributed import launch
-
     devices = parse_devices(args.gpu)
     check_processes(args, devices)
     if devices[0].type == "cpu":
@@ -75,175 +103,337 @@ def main() -> int:
     return launch(partial(train, args), devices)
 
 
-def check_processes(args: argparse.Namespace, devices: "list[torch.device]") -> None:
-    """Raises UserError if the options name two ways to share the work out."""
-    from common.distributed import under_torchrun
-
-    on_cpu = devices[0].type == "cpu"
-    if args.parallel == "dp" and under_torchrun():
-        raise UserError("--parallel dp is one process for all GPUs: start it with python instead of torchrun")
-    if args.parallel == "dp" and on_cpu:
-        raise UserError("--parallel dp is for GPUs; on the CPU leave it out, and set --processes if you like")
-    if args.processes > 1 and under_torchrun():
-        raise UserError("torchrun starts the processes: give it --nproc_per_node instead of --processes")
-    if args.processes > 1 and not on_cpu:
-        raise UserError("--processes is for the CPU: each GPU has one process; choose GPUs with --gpu")
-
-
-def train(args: argparse.Namespace, place: "ProcessInfo") -> int:
+def train(args: argparse.Namespace, process: ProcessInfo) -> int:
     """The whole training, in one of its processes. Returns the exit code."""
-    import torch
-
-    from common.distributed import StopSignal
-    from common.utils.images import quiet_opencv
-    from main.resume import Progress
-    from main.training import build_training, open_output
-
     quiet_opencv()
     torch.backends.cudnn.benchmark = True  # all batches have the same size
-    lock, start = open_output(args, place)  # noqa: F841 - the lock is held until this function ends
-    config = read_config(args, start.config if start else None)
-    now = start.progress if start else Progress(0, 0)
-    run = build_training(args, place, config, start)
-    try:
-        with StopSignal() as stop:
-            while now.epoch < config.end_epoch:
-                now = train_epoch(run, now, stop)
+    with ExitStack() as stack:
+        resume = stack.enter_context(open_output(args, process))
+        config = read_config(args, resume.config if resume else None)
+        progress = resume.progress if resume else Progress(0, 0)
+        sampler, loader = build_data(args, process, config)
+        stack.callback(shut_down_workers, loader)
+        state, restored = build_state(args, process, config, resume, sampler)
+        network = wrap_model(args, process, state.model)
+        criterion = InterWildLoss(config.frames)
+        log = None
+        if process.is_main:
+            log = stack.enter_context(closing(TrainLog(args.output / "log", progress, sampler.steps_per_epoch)))
+            parameters = sum(weight.numel() for weight in state.model.parameters())
+            log.say(
+                f"{sampler.total} samples per epoch, {sampler.steps_per_epoch} steps of {sampler.global_batch}; "
+                f"{parameters / 1e6:.1f} M parameters; hand model: {state.model.mano_layer.name}; "
+                f"{process.world} x {process.device.type}, {loader.num_workers} loader workers each"
+            )
+            if restored:
+                log.say(restored)
+
+        stop = stack.enter_context(StopSignal())
+        while progress.epoch < config.end_epoch:
+            lr = learning_rate(config, progress.epoch)
+            for group in state.optimizer.param_groups:
+                group["lr"] = lr
+            sampler.set_epoch(*progress)
+            if log:
+                log.start_epoch(progress)
+            for sample, waited in timed_batches(loader, process.device):
+                at = progress
+                is_drawn = log is not None and args.visualize_every > 0 and at.step % args.visualize_every == 0
+                result = train_step(network, state, criterion, sample, config, args.channels_last, is_drawn)
+                values = reduce_and_check(result, criterion, process, stop, at, config.amp)
+                if log:
+                    log.step(at, {"lr": lr, **values}, waited)
+                    if is_drawn:
+                        write_sheet(result, state.model, config, at, args.output / "vis", log)
+
+                progress = at.next(sampler.steps_per_epoch)
+                if progress.step % args.save_every == 0 or stop.asked_of_all:  # step 0 is the end of an epoch
+                    if process.is_main:
+                        save_progress(args.output / "model_dump", progress, state, config, data_order(sampler))
+                    barrier(process)
                 if stop.asked_of_all:
-                    run.say(f"stopped and saved before epoch {now.epoch}, step {now.step}; go on with --continue")
+                    if log:
+                        log.say(f"stopped and saved before {progress}; resume with --continue")
                     return stop.exit_code
-        run.say(f"done: {config.end_epoch} epochs; checkpoints are in {args.output / 'model_dump'}")
-    except torch.OutOfMemoryError:
-        raise UserError(
-            "the GPU's memory does not suffice; try --amp bf16, --accumulate 2 (then 4, ...) or a smaller "
-            "--train_batch_size"
-        ) from None
-    finally:
-        run.close()
+        if log:
+            log.say(f"done: {config.end_epoch} epochs; checkpoints are in {args.output / 'model_dump'}")
     return 0
 
 
-def train_epoch(run: "Training", now: "Progress", stop: "StopSignal") -> "Progress":
-    """Train to the end of an epoch, or until asked to stop. Returns the step that comes next."""
-    from tqdm import tqdm
-
-    from main.resume import Progress
-    from main.training import save, show, timed_batches
-
-    args, steps = run.args, run.sampler.steps_per_epoch
-    lr = learning_rate(run.config, now.epoch)
-    for group in run.parts.optimizer.param_groups:
-        group["lr"] = lr
-    begun, waited = time.monotonic(), 0.0
-    bar = tqdm(total=steps, initial=now.step, desc=f"epoch {now.epoch}", unit="step", dynamic_ncols=True,
-               leave=False, disable=run.log is None)  # fmt: skip
-    with bar:
-        for step, (sample, seconds) in enumerate(timed_batches(run, now), now.step):
-            result = train_step(run, sample)
-            values = collect(run, result, stop, now.epoch, step)
-            waited += seconds
-            waiting = f"{waited / (time.monotonic() - begun):.0%} of the time waiting for data"
-            if run.log:
-                run.log.step(now.epoch, step, {"lr": lr, **values})
-                if args.visualize_every and step % args.visualize_every == 0:
-                    show(run, result, now.epoch, step)
-                bar.set_postfix_str(f"loss {values['total']:.3f}, {waiting}", refresh=False)
-                bar.update()
-
-            following = Progress(now.epoch, step + 1) if step + 1 < steps else Progress(now.epoch + 1, 0)
-            if following.step % args.save_every == 0 or stop.asked_of_all:  # an epoch's end is step 0 of the next
-                save(run, following)
-            if stop.asked_of_all:
-                return following
-    took = time.monotonic() - begun
-    run.say(f"epoch {now.epoch}: {took:.0f} s, {waiting}; last loss {values['total']:.3f}")
-    return following
+def learning_rate(config: Config, epoch: int) -> float:
+    """A function of the epoch alone, so that there is no state to save."""
+    return config.lr / config.lr_dec_factor ** sum(epoch >= begin for begin in config.lr_dec_epoch)
 
 
-def train_step(run: "Training", sample: "Sample") -> "StepResult":
-    """Forward, backward and the optimiser, for this process's samples of one step."""
-    import torch
+# ---- Before the loop ----
 
-    from common.targets import build_images, build_targets
-    from common.types import take
-    from main.training import StepResult
 
-    config, parts, device = run.config, run.parts, run.place.device
-    amp = torch.autocast(device.type, getattr(torch, AMP_TYPES[config.amp]), enabled=config.amp != "none")
-    result = StepResult()
-    parts.optimizer.zero_grad(set_to_none=True)
-    for part in range(config.accumulate):
-        # Every so-many-th sample: what so many processes would get.
-        share = take(sample, slice(part, None, config.accumulate))
-        images = build_images(share)
-        if run.args.channels_last:
+@contextmanager
+def open_output(args: argparse.Namespace, process: ProcessInfo) -> Iterator[ResumePoint | None]:
+    """Hold the lock on the output folder; yields the checkpoint to resume from, the same in all processes.
+
+    Raises:
+        UserError: the folder is in use, holds another training, or none of its checkpoints can be read.
+    """
+    folder = args.output / "model_dump"
+    with ExitStack() as stack:
+        path = None
+        if process.is_main:
+            make_folder(args.output)
+            stack.enter_context(FolderLock(args.output))
+            prepare_folder(folder, keep=args.go_on, overwrite=args.overwrite)
+            path = latest_valid_checkpoint(folder, tell)
+        path = from_main(path and str(path), process)
+        resume = read_resume_point(Path(path)) if path else None
+        if process.is_main and resume:
+            tell(f"resuming from {path} at {resume.progress}")
+        elif process.is_main and args.go_on:
+            tell(f"--continue: there is no checkpoint in {folder} yet; starting from the beginning")
+        yield resume
+
+
+def tell(text: str) -> None:
+    """Print a line before there is a log."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def build_data(args: argparse.Namespace, process: ProcessInfo, config: Config) -> tuple[MixedSampler, DataLoader]:
+    """The batches of this process: their order, and the loader that follows it.
+
+    Raises:
+        UserError: a dataset is missing or unusable.
+    """
+    with main_first(process):  # annotation caches are built once
+        data = open_training(config, args.data, config.seed, args.skip_bad)
+    global_batch = config.train_batch_size * (len(args.dp_devices) if args.dp_devices else process.world)
+    sampler = MixedSampler(data.group_sizes, global_batch, config.seed, process.rank, process.world)
+    workers = loader_workers(config.num_thread, process.local_world, sampler.steps_per_epoch)
+    loader = DataLoader(
+        data,
+        batch_sampler=sampler,
+        num_workers=workers,
+        pin_memory=process.device.type == "cuda",
+        worker_init_fn=start_worker,
+        persistent_workers=workers > 0,
+    )
+    return sampler, loader
+
+
+def start_worker(worker: int) -> None:
+    """Set up a loader worker. It leaves Ctrl-C and SIGTERM to the process it works for, and dies with that process."""
+    init_worker(worker)
+    end_with_parent()
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def shut_down_workers(loader: DataLoader) -> None:
+    """End persistent loader workers. At exit Python would end them by SIGTERM, which they ignore, and wait for ever."""
+    iterator = loader._iterator  # private: PyTorch 2.14 has no public way (November 2026)
+    if iterator is not None:
+        iterator._shutdown_workers()
+
+
+def build_state(
+    args: argparse.Namespace,
+    process: ProcessInfo,
+    config: Config,
+    resume: ResumePoint | None = None,
+    sampler: MixedSampler | None = None,
+) -> tuple[TrainState, str | None]:
+    """Network, optimizer and gradient scaler on the device, initialised or as in the checkpoint.
+
+    Args:
+        sampler: with `resume`, whose order of the data must be that of this sampler.
+
+    Returns:
+        The state, and what `restore` reports.
+
+    Raises:
+        UserError: hand models or initial weights are missing, or the checkpoint does not fit.
+    """
+    torch.manual_seed(config.seed)
+    model = build_model(config, TwoHandMano(*read_hand_models(args.mano)))
+    if not resume:
+        with main_first(process):  # weights are downloaded once
+            init_backbones(model, args.init)
+    if config.sync_bn:
+        if process.device.type == "cpu" or args.dp_devices:
+            raise UserError("sync_bn is for several GPUs with one process per GPU; leave it out")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.to(process.device).train()
+    if args.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    state = TrainState(
+        model,
+        # All weights, as published, so that states can be exchanged; the unused ones never have a gradient.
+        torch.optim.Adam(model.parameters(), lr=config.lr, fused=True),
+        torch.amp.GradScaler(process.device.type, enabled=config.amp == "fp16"),
+    )
+    restored = None
+    if resume and sampler:
+        check_order(resume, data_order(sampler), sampler.steps_per_epoch)
+        restored = restore(resume, state)
+        resume.content.clear()  # as large as network and optimizer together
+    return state, restored
+
+
+def wrap_model(args: argparse.Namespace, process: ProcessInfo, model: nn.Module) -> nn.Module:
+    """The model as the loop calls it, for one or several GPUs."""
+    network = torch.compile(model) if args.compile else model
+    if args.dp_devices:
+        return DataParallel(network, device_ids=args.dp_devices)
+    if process.world > 1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of the argument, whose new name is too new
+            # Each process keeps its own running statistics: those of the first process's samples are saved, as
+            # published, and training does not read them.
+            return DistributedDataParallel(network, broadcast_buffers=False)
+    return network
+
+
+# ---- The loop ----
+
+
+def timed_batches(loader: DataLoader, device: torch.device) -> Iterator[tuple[Sample, float]]:
+    """The batches on the device, each with the seconds spent waiting for it.
+
+    Raises:
+        UserError: a sample cannot be read, or a worker was killed.
+    """
+    batches = unwrap_worker_errors(loader)
+    while True:
+        begun = time.monotonic()
+        sample = next(batches, None)
+        if sample is None:
+            return
+        yield to_device(sample, device), time.monotonic() - begun
+
+
+@dataclass
+class StepResult:
+    """What one optimizer step of this process did; the lists have an item per microbatch.
+
+    Attributes:
+        ids, predictions, targets: of the samples, to find those that are not finite.
+        images: of the first microbatch, (N, 3, h, w) RGB in [0, 1]; None on steps that are not drawn.
+        terms: losses by name, means over the samples of this process.
+        gradient_norm: of all weights together.
+        replaced: how many broken samples were replaced.
+    """
+
+    ids: list[list[str]] = field(default_factory=list)
+    predictions: list[Prediction] = field(default_factory=list)
+    targets: list[Targets] = field(default_factory=list)
+    images: Tensor | None = None
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    gradient_norm: Tensor = field(default_factory=lambda: torch.zeros(()))
+    replaced: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+
+def train_step(
+    network: nn.Module,
+    state: TrainState,
+    criterion: InterWildLoss,
+    sample: Sample,
+    config: Config,
+    channels_last: bool = False,
+    keep_images: bool = False,
+) -> StepResult:
+    """Forward pass, backward pass and optimizer, for the samples of one step in this process.
+
+    Args:
+        network: `state.model`, as `wrap_model` returns it.
+        channels_last: memory format of the images.
+        keep_images: fill `StepResult.images`.
+    """
+    result = StepResult(replaced=sample.replaced.sum())
+    state.optimizer.zero_grad(set_to_none=True)
+    for number in range(config.accumulate):
+        microbatch = take(sample, slice(number, None, config.accumulate))  # strided, as across that many processes
+        images = build_images(microbatch)
+        if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        targets = build_targets(share, parts.model.mano_layer, config.frames)
-        more = part + 1 < config.accumulate and run.place.world > 1
-        with run.network.no_sync() if more else nullcontext():  # gradients are exchanged once a step
-            with amp:
-                prediction = run.network(images)
-            terms = run.criterion(prediction, targets)
-            parts.scaler.scale(sum(terms.values()) / config.accumulate).backward()
+        targets = build_targets(microbatch, state.model.mano_layer, config.frames)
+        more_follow = number + 1 < config.accumulate
+        # DistributedDataParallel exchanges gradients once per step.
+        with network.no_sync() if more_follow and hasattr(network, "no_sync") else nullcontext():
+            with autocast(images.device, config.amp):
+                prediction = network(images)
+            terms = criterion(prediction, targets)
+            state.scaler.scale(sum(terms.values()) / config.accumulate).backward()
         for name, value in terms.items():
             result.terms[name] = result.terms.get(name, 0) + value.detach() / config.accumulate
-        for kept, value in zip(
-            (result.samples, result.images, result.targets, result.predictions),
-            (share, images, targets, prediction),
-            strict=True,
-        ):
-            kept.append(value)
+        result.ids.append(microbatch.id)
+        result.predictions.append(prediction)
+        result.targets.append(targets)
+        if keep_images and number == 0:
+            result.images = images
 
-    parts.scaler.unscale_(parts.optimizer)
-    weights = (weight for group in parts.optimizer.param_groups for weight in group["params"])
-    result.gradient_norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
-    parts.scaler.step(parts.optimizer)
-    parts.scaler.update()
+    state.scaler.unscale_(state.optimizer)
+    gradients = [weight.grad for weight in state.model.parameters() if weight.grad is not None]
+    result.gradient_norm = torch.nn.utils.get_total_norm(gradients)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
     return result
 
 
-def collect(
-    run: "Training", result: "StepResult", stop: "StopSignal", epoch: int, step: int
+def reduce_and_check(
+    result: StepResult, criterion: InterWildLoss, process: ProcessInfo, stop: StopSignal, at: Progress, amp: str
 ) -> dict[str, float | None]:
-    """The step's numbers over all processes, which also agree here on whether to stop.
+    """The numbers of a step over all processes, which also agree here on whether to stop.
 
-    The numbers are read only now, with the whole step under way: until then the device does not wait for the host.
+    The numbers are read only now, after the whole step was launched: until then the device never waits for the host.
+
+    Args:
+        stop: its `asked_of_all` is set.
+        at: the step, for messages.
+        amp: as in the configuration.
 
     Raises:
         UserError: a loss or the gradient is not finite; names the terms and the samples.
     """
-    import torch
-
-    from common.distributed import mean_over_processes
-    from main.training import find_culprits
-
-    device, world = run.place.device, run.place.world
-    replaced = sum(share.replaced.sum() for share in result.samples)
-    ours = [*result.terms.values(), result.gradient_norm, replaced, torch.tensor(float(stop.asked))]
-    values = mean_over_processes(torch.stack([value.to(device, torch.float32) for value in ours]), run.place)
-    *losses, gradient_norm, replaced, stopping = values.tolist()
+    ours = [*result.terms.values(), result.gradient_norm, result.replaced, torch.tensor(float(stop.asked))]
+    values = torch.stack([value.to(process.device, torch.float32) for value in ours])
+    *losses, gradient_norm, replaced, stopping = mean_over_processes(values, process).tolist()
     stop.asked_of_all = stopping > 0
 
     terms = dict(zip(result.terms, losses, strict=True))
     bad = [name for name, value in terms.items() if not math.isfinite(value)]
     if not bad and not math.isfinite(gradient_norm):
         gradient_norm = None
-        if run.config.amp != "fp16":  # there an overflow is part of the method: the scaler leaves the step out
+        if amp != "fp16":  # there an overflow is part of the method: the scaler skips the step
             bad = ["gradient"]
     if bad:
-        culprits = find_culprits(run, result, bad)
-        more = f" and {len(culprits) - NAMED_SAMPLES} more" if len(culprits) > NAMED_SAMPLES else ""
+        samples = find_nonfinite_samples(result, criterion, process, bad)
+        more = f" and {len(samples) - NAMED_SAMPLES} more" if len(samples) > NAMED_SAMPLES else ""
         raise UserError(
-            f"not finite at epoch {epoch}, step {step}: {', '.join(bad)}; samples: "
-            f"{', '.join(culprits[:NAMED_SAMPLES])}{more}. Check them, or lower --lr; what was saved is from before "
-            "this step, --continue goes on there"
+            f"not finite at {at}: {', '.join(bad)}; samples: {', '.join(samples[:NAMED_SAMPLES])}{more}. Check them, "
+            "or lower --lr; the last checkpoint is from before this step, --continue resumes there"
         )
-    return {"total": sum(losses), **terms, "gradient_norm": gradient_norm, "replaced": replaced * world}
+    return {"total": sum(losses), **terms, "gradient_norm": gradient_norm, "replaced": replaced * process.world}
 
 
-def learning_rate(config: Config, epoch: int) -> float:
-    """A plain function of the epoch: there is no state to save."""
-    return config.lr / config.lr_dec_factor ** sum(epoch >= begin for begin in config.lr_dec_epoch)
+def find_nonfinite_samples(
+    result: StepResult, criterion: InterWildLoss, process: ProcessInfo, bad: list[str]
+) -> list[str]:
+    """The ids of the samples, of all processes, that make a term not finite; all of the step for the gradient."""
+    found = []
+    for ids, prediction, targets in zip(result.ids, result.predictions, result.targets, strict=True):
+        by_term = criterion.nonfinite(prediction, targets)
+        indices = range(len(ids)) if bad == ["gradient"] else sorted(set().union(*by_term.values()))
+        found += [ids[index] for index in indices]
+    return [id for ids in from_all(found, process) for id in ids]
+
+
+def write_sheet(
+    result: StepResult, model: InterWild, config: Config, at: Progress, folder: Path, log: TrainLog
+) -> None:
+    """Write a contact sheet of the first microbatch."""
+    sheet = draw_sheet(result.images, result.predictions[0], result.targets[0], model.mano_layer.faces, config.frames)
+    make_folder(folder)
+    write_image(folder / f"{at.epoch}_{at.step:06d}.jpg", sheet)
+    log.image(at, sheet)
 
 
 # ---- The command line ----
@@ -253,32 +443,45 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--gpu", help=GPU_HELP)
-    parser.add_argument("--continue", dest="go_on", action="store_true", help="go on from the newest checkpoint")
-    parser.add_argument("--overwrite", action="store_true", help="start anew; remove older checkpoints in --output")
-    parser.add_argument("--output", type=Path, default=ROOT / "output", help="folder to write into (default: output)")
-    parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the datasets (default: data)")
-    parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help="folder of MANO_RIGHT.pkl and MANO_LEFT.pkl")
-    parser.add_argument(
-        "--init", choices=("imagenet", "random"), default="imagenet", help="the untrained backbones (default: imagenet)"
-    )
-    parser.add_argument("--skip-bad", action="store_true", help="replace samples that cannot be read")
-    parser.add_argument("--save_every", type=count, default=500, metavar="N", help="steps (default: %(default)s)")
-    parser.add_argument(
-        "--visualize_every", type=int, default=500, metavar="N", help="steps; 0: never (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--parallel", choices=("ddp", "dp"), default="ddp", help="one process a GPU, or one for all (default: ddp)"
-    )
-    parser.add_argument("--processes", type=count, default=1, help="on the CPU (default: 1)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network")
-    parser.add_argument("--channels_last", action="store_true", help="memory layout; faster with --amp on most GPUs")
+    add = parser.add_argument
+    add("--gpu", help=GPU_HELP)
+    add("--continue", dest="go_on", action="store_true", help="resume from the latest checkpoint in --output")
+    add("--overwrite", action="store_true", help="start over and remove the checkpoints in --output")
+    add("--output", type=Path, default=ROOT / "output", help="folder to write into (default: output)")
+    add("--data", type=Path, default=ROOT / "data", help="folder of the datasets (default: data)")
+    add("--mano", type=Path, default=MANO_FOLDER, help="folder of MANO_RIGHT.pkl and MANO_LEFT.pkl")
+    add("--init", choices=("imagenet", "random"), default="imagenet",
+        help="how the backbones are initialised (default: %(default)s)")  # fmt: skip
+    add("--skip_bad", "--skip-bad", action="store_true", help="replace samples that cannot be read, and count them")
+    add("--save_every", type=count, default=500, metavar="N",
+        help="save a checkpoint every N steps (default: %(default)s)")  # fmt: skip
+    add("--visualize_every", type=int, default=500, metavar="N",
+        help="draw samples every N steps, never if 0 (default: %(default)s)")  # fmt: skip
+    add("--parallel", choices=("ddp", "dp"), default="ddp",
+        help="run one process per GPU, or one for all GPUs as published (default: %(default)s)")  # fmt: skip
+    add("--processes", type=count, default=1, metavar="N",
+        help="split the work among N processes on the CPU (default: %(default)s)")  # fmt: skip
+    add("--compile", action="store_true", help="compile the network with torch.compile")
+    add("--channels_last", action="store_true", help="use the channels-last memory format; faster with --amp on GPUs")
     add_config_options(parser)
     args = parser.parse_args(argv)
     args.dp_devices = None
     if args.go_on and args.overwrite:
-        parser.error("--continue goes on, --overwrite starts anew: choose one")
+        parser.error("--continue resumes and --overwrite starts over: choose one")
     return args
+
+
+def check_processes(args: argparse.Namespace, devices: list[torch.device]) -> None:
+    """Raises UserError if the options name two ways to split the work."""
+    on_cpu = devices[0].type == "cpu"
+    if args.parallel == "dp" and under_torchrun():
+        raise UserError("--parallel dp is one process for all GPUs: start it with python instead of torchrun")
+    if args.parallel == "dp" and on_cpu:
+        raise UserError("--parallel dp is for GPUs; on the CPU leave it out, or set --processes")
+    if args.processes > 1 and under_torchrun():
+        raise UserError("torchrun starts the processes: give it --nproc_per_node instead of --processes")
+    if args.processes > 1 and not on_cpu:
+        raise UserError("--processes is for the CPU: each GPU has one process; choose GPUs with --gpu")
 
 
 if __name__ == "__main__":

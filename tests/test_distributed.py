@@ -15,43 +15,43 @@ import torch
 
 from common.distributed import ProcessInfo, StopSignal, barrier, launch
 from common.errors import UserError
-from main.training import wrap_model
+from main.train import wrap_model
 
 ROOT = Path(__file__).resolve().parent.parent
 TWO = [torch.device("cpu")] * 2
 
 
-def fail_everywhere(place: ProcessInfo) -> None:
+def fail_everywhere(process: ProcessInfo) -> None:
     raise UserError("this is wrong")
 
 
-def fail_in_second(place: ProcessInfo) -> None:
-    if place.rank:
+def fail_in_second(process: ProcessInfo) -> None:
+    if process.rank:
         raise UserError("this is wrong")
-    barrier(place)
+    barrier(process)
 
 
-def kill_second(place: ProcessInfo) -> None:
+def kill_second(process: ProcessInfo) -> None:
     """As the system does when memory runs out."""
-    if place.rank:
+    if process.rank:
         os.kill(os.getpid(), signal.SIGKILL)
-    barrier(place)
+    barrier(process)
 
 
-def wait_long(folder: Path, place: ProcessInfo) -> None:
+def wait_long(folder: Path, process: ProcessInfo) -> None:
     (folder / str(os.getpid())).touch()
-    barrier(place)
+    barrier(process)
     (folder / "together").touch()
     time.sleep(60)
 
 
-def work_until_asked(folder: Path, place: ProcessInfo) -> None:
+def work_until_asked(folder: Path, process: ProcessInfo) -> None:
     with StopSignal() as stop:
-        barrier(place)
-        (folder / f"at work {place.rank}").touch()
+        barrier(process)
+        (folder / f"at work {process.rank}").touch()
         while not stop.asked:
             time.sleep(0.02)
-        (folder / f"saved {place.rank}").touch()
+        (folder / f"saved {process.rank}").touch()
 
 
 def start_script(folder: Path, work: str, sign: str) -> subprocess.Popen:

@@ -28,7 +28,7 @@ from main import test as test_script
 from main import train
 from main.config import Config, config_to_dict
 from main.options import config_of_checkpoint, read_config
-from main.resume import Parts, Progress, Start, read_start, restore, save_progress
+from main.resume import Progress, ResumePoint, TrainState, read_resume_point, restore, save_progress
 from tests.faults.mutations import (
     CHECKPOINT_FAULTS,
     HARMLESS_FAULTS,
@@ -206,7 +206,7 @@ def read_all(path: Path) -> None:
     content = read_checkpoint(path)
     config_of_checkpoint(content, path)
     load_network(Tiny(), content["network"], path)
-    read_start(path)
+    read_resume_point(path)
 
 
 @pytest.mark.parametrize("name", CHECKPOINT_FAULTS)
@@ -250,21 +250,21 @@ def test_a_compressed_checkpoint_is_refused(whole, tmp_path):
         read_checkpoint(tmp_path / "a.pth")
 
 
-def training_parts() -> Parts:
+def training_parts() -> TrainState:
     torch.manual_seed(0)
     model = Tiny()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     model.norm(model.layer(torch.rand(5, 3))).square().sum().backward()
     optimizer.step()
-    return Parts(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    return TrainState(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
 
 
 def test_the_state_of_a_training_goes_round(tmp_path):
     parts, again = training_parts(), training_parts()
-    path = save_progress(tmp_path, Progress(2, 5), parts, Config())
+    path = save_progress(tmp_path, Progress(2, 5), parts, Config(), {})
     again.optimizer.state.clear()
     again.optimizer.param_groups[0]["betas"] = (0.9, 0.5)
-    start = read_start(path)
+    start = read_resume_point(path)
     restore(start, again)
     assert start.progress == (2, 5) and again.optimizer.param_groups[0]["betas"] == (0.9, 0.5)  # the program's own
     for weight, twin in zip(parts.model.parameters(), again.model.parameters(), strict=True):
@@ -302,13 +302,13 @@ TRAINING_FAULTS = {
 @pytest.mark.parametrize("fault", TRAINING_FAULTS)
 def test_a_training_state_that_does_not_fit_is_refused(tmp_path, fault):
     """Before the first step, not in it."""
-    path = save_progress(tmp_path, Progress(2, 5), training_parts(), Config())
+    path = save_progress(tmp_path, Progress(2, 5), training_parts(), Config(), {})
     content = torch.load(path, weights_only=True)
     TRAINING_FAULTS[fault](content)
     torch.save(content, path)
     with pytest.raises(UserError, match="training state|how long|before the start") as caught:
-        start = read_start(path)
-        assert isinstance(start, Start)
+        start = read_resume_point(path)
+        assert isinstance(start, ResumePoint)
         restore(start, training_parts())
     assert_clear(caught.value)
 

@@ -1,6 +1,8 @@
 """Training: the same result however it is shared out or interrupted, and faults that end it well."""
 
+import argparse
 import copy
+import dataclasses
 import json
 import os
 import shutil
@@ -15,22 +17,31 @@ import numpy as np
 import pytest
 import torch
 
+from common.criterion import InterWildLoss
 from common.distributed import FolderLock, ProcessInfo, StopSignal
+from common.drawing.samples import draw_sheet
 from common.errors import UserError
 from common.logger import TrainLog
+from common.types import Sample
 from main import train as program
-from main import training
 from main.build import build_model
 from main.config import PRESETS, Config, config_to_dict
 from main.options import FIELDS, change_config, config_of_checkpoint, read_config
-from main.resume import Progress, list_snapshots, load_optimizer, newest_whole
-from main.training import build_training, check_order, timed_batches
+from main.resume import (
+    Progress,
+    TrainState,
+    check_order,
+    latest_valid_checkpoint,
+    list_snapshots,
+    load_optimizer,
+    read_resume_point,
+)
 from tests.faults.kill_test import compare
 from tool import make_toy_data
 from tool.toy.standin_hand import write_standin
 
 ROOT = Path(__file__).resolve().parent.parent
-PLACE = ProcessInfo(0, 1, 0, torch.device("cpu"))
+PROCESS = ProcessInfo(0, 1, 0, torch.device("cpu"))
 # Smaller than the small preset: here the time goes into reading and writing checkpoints.
 TINY = ("crop=128,96", "body=64,64", "body_hm=16,16", "hand=64,64", "hand_hm=2,2", "pair_hm=16,16", "pair_bins=16")
 
@@ -71,19 +82,27 @@ def options(toy: Path, output: Path, *more: str) -> list[str]:
 
 def run(toy: Path, output: Path, *more: str) -> int:
     """Train in this process."""
-    return program.train(program.parse_args(options(toy, output, *more)), PLACE)
+    return program.train(program.parse_args(options(toy, output, *more)), PROCESS)
+
+
+def first_step(args: argparse.Namespace, config: Config) -> tuple[TrainState, Sample]:
+    """A new training, and the samples of its first step."""
+    _, loader = program.build_data(args, PROCESS, config)
+    state, _ = program.build_state(args, PROCESS, config)
+    sample, _ = next(program.timed_batches(loader, PROCESS.device))
+    return state, sample
 
 
 def stop_before(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int) -> None:
     """As if SIGTERM came in a step."""
-    collect = program.collect
+    reduce_and_check = program.reduce_and_check
 
-    def stopping(run: object, result: object, stop: StopSignal, now: int, at: int) -> dict:
-        if (now, at) == (epoch, step):
+    def stopping(result: object, criterion: object, process: ProcessInfo, stop: StopSignal, at: Progress, amp: str):
+        if at == (epoch, step):
             stop.number = signal.SIGTERM
-        return collect(run, result, stop, now, at)
+        return reduce_and_check(result, criterion, process, stop, at, amp)
 
-    monkeypatch.setattr(program, "collect", stopping)
+    monkeypatch.setattr(program, "reduce_and_check", stopping)
 
 
 @pytest.fixture(scope="module")
@@ -157,11 +176,11 @@ def test_damaged_newest_checkpoint_is_named_and_the_one_before_used(
         shutil.copy(undisturbed / "model_dump" / name, tmp_path / name)
     damage(tmp_path / "step_1_3.pth")
     told: list[str] = []
-    assert newest_whole(tmp_path, told.append) == tmp_path / "snapshot_0.pth"
+    assert latest_valid_checkpoint(tmp_path, told.append) == tmp_path / "snapshot_0.pth"
     assert len(told) == 1 and "step_1_3.pth is damaged" in told[0]
     os.truncate(tmp_path / "snapshot_0.pth", 1000)
     with pytest.raises(UserError, match="no checkpoint in .* can be read"):
-        newest_whole(tmp_path, told.append)
+        latest_valid_checkpoint(tmp_path, told.append)
 
 
 def test_other_training_is_not_overwritten_by_mistake(toy: Path, middle: Path) -> None:
@@ -175,7 +194,7 @@ def test_other_order_of_the_data_within_an_epoch_is_refused(toy: Path, middle: P
     """With another batch size the checkpoint's step would be another place in the data."""
     with pytest.raises(UserError, match="global_batch was 2, is 4"):
         run(toy, middle, "--continue", "--train_batch_size", "4")
-    start = training.read_start(middle / "model_dump" / "snapshot_0.pth")
+    start = read_resume_point(middle / "model_dump" / "snapshot_0.pth")
     check_order(start, {"global_batch": 4}, 2)  # between epochs it is fine
 
 
@@ -194,13 +213,13 @@ def test_second_training_in_a_folder_is_refused_until_the_first_is_gone(tmp_path
 # ---- The optimizer's state, exchanged with the published system ----
 
 
-def rebuild(toy: Path, output: Path, *more: str) -> training.Training:
-    """What --continue sets up before its first step."""
+def rebuild(toy: Path, output: Path, *more: str) -> tuple[TrainState, str | None]:
+    """What --continue sets up before its first step, and what it reports."""
     args = program.parse_args(options(toy, output, "--continue", *more))
-    lock, start = training.open_output(args, PLACE)
-    made = build_training(args, PLACE, read_config(args, start.config), start)
-    made.log.close()
-    return made
+    with program.open_output(args, PROCESS) as resume:
+        config = read_config(args, resume.config)
+        sampler, _ = program.build_data(args, PROCESS, config)
+        return program.build_state(args, PROCESS, config, resume, sampler)
 
 
 def adam_of(model: torch.nn.Module, saved: dict | None = None, **settings: object) -> torch.optim.Adam:
@@ -247,17 +266,17 @@ def test_optimizer_holds_the_parameters_of_the_published_one(undisturbed: Path) 
 @pytest.mark.parametrize("fused", [True, False])
 def test_ours_opens_with_a_plain_adam(toy: Path, middle: Path, fused: bool) -> None:
     """Two more steps are equal bit for bit with the same kernel, else to rounding."""
-    made = rebuild(toy, middle)
-    model, twin = made.parts.model, copy.deepcopy(made.parts.model)
+    state, _ = rebuild(toy, middle)
+    model, twin = state.model, copy.deepcopy(state.model)
     saved = torch.load(middle / "model_dump" / "step_1_3.pth", weights_only=True)["optimizer"]
     saved["param_groups"][0]["fused"] = fused
     plain = adam_of(twin, saved)
-    plain.param_groups[0]["lr"] = made.parts.optimizer.param_groups[0]["lr"]
-    take_steps(model, made.parts.optimizer, 2, seed=1)
+    plain.param_groups[0]["lr"] = state.optimizer.param_groups[0]["lr"]
+    take_steps(model, state.optimizer, 2, seed=1)
     take_steps(twin, plain, 2, seed=1)
     for (name, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0 if fused else 1e-6, atol=0 if fused else 1e-8, msg=name)
-        for key, value in made.parts.optimizer.state[ours].items():
+        for key, value in state.optimizer.state[ours].items():
             other = plain.state[theirs][key]
             torch.testing.assert_close(value, other, rtol=0 if fused else 1e-6, atol=0 if fused else 1e-8, msg=name)
 
@@ -268,7 +287,7 @@ def test_published_checkpoint_is_continued_with_its_optimizer(
 ) -> None:
     """Moments and steps bit for bit; the next steps as theirs to rounding. Old: the file of a PyTorch before 1.12, on
     several GPUs, where DataParallel gives the unused weights gradients of 0."""
-    twin = rebuild(toy, middle).parts.model
+    twin = rebuild(toy, middle)[0].model
     plain = adam_of(twin, foreach=False)
     take_steps(twin, plain, 2, seed=2)
     saved = copy.deepcopy(plain.state_dict())
@@ -278,29 +297,28 @@ def test_published_checkpoint_is_continued_with_its_optimizer(
             zeros = {"step": 2, "exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
             saved["state"].setdefault(index, zeros)["step"] = 2
     write_published(tmp_path / "published", twin, saved)
-    made = rebuild(toy, tmp_path / "published")
-    told = capsys.readouterr().err
-    assert "with epoch 6, step 0" in told and "Adam's moments and steps are restored" in told
-    ours = made.parts.optimizer
+    state, restored = rebuild(toy, tmp_path / "published")
+    assert "epoch 6, step 0" in capsys.readouterr().err and "Adam's moments and steps are restored" in restored
+    ours = state.optimizer
     assert len(ours.state) == len(saved["state"])
-    for weight, other in zip(made.parts.model.parameters(), twin.parameters(), strict=True):
+    for weight, other in zip(state.model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(weight, other)
         for key, value in plain.state[other].items():
             assert torch.equal(ours.state[weight][key], value)
     for group in (*ours.param_groups, *plain.param_groups):
-        group["lr"] = program.learning_rate(made.config, 6)
-    take_steps(made.parts.model, ours, 2, seed=3)
+        group["lr"] = program.learning_rate(Config(), 6)
+    take_steps(state.model, ours, 2, seed=3)
     take_steps(twin, plain, 2, seed=3)
-    for weight, other in zip(made.parts.model.parameters(), twin.parameters(), strict=True):
+    for weight, other in zip(state.model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(weight, other, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("fault", ["empty", "shape", "number", "missing"])
 def test_published_checkpoint_without_a_usable_optimizer_is_continued_from_its_weights(
-    toy: Path, middle: Path, tmp_path: Path, capsys: pytest.CaptureFixture, fault: str
+    toy: Path, middle: Path, tmp_path: Path, fault: str
 ) -> None:
     """It says so, and no part of the state is used."""
-    twin = rebuild(toy, middle).parts.model
+    twin = rebuild(toy, middle)[0].model
     saved = torch.load(middle / "model_dump" / "step_1_3.pth", weights_only=True)["optimizer"]
     last = max(saved["state"])
     change = {
@@ -311,10 +329,10 @@ def test_published_checkpoint_without_a_usable_optimizer_is_continued_from_its_w
     }
     change[fault]()
     write_published(tmp_path / "published", twin, saved)
-    made = rebuild(toy, tmp_path / "published")
-    assert "without a usable optimizer state" in capsys.readouterr().err
-    assert not made.parts.optimizer.state
-    assert all(map(torch.equal, made.parts.model.parameters(), twin.parameters()))
+    state, restored = rebuild(toy, tmp_path / "published")
+    assert "without a usable optimizer state" in restored
+    assert not state.optimizer.state
+    assert all(map(torch.equal, state.model.parameters(), twin.parameters()))
 
 
 def test_optimizer_state_of_trained_weights_alone_is_continued(toy: Path, undisturbed: Path, middle: Path) -> None:
@@ -335,18 +353,18 @@ def test_moments_follow_the_memory_layout_of_their_weights(toy: Path, middle: Pa
     """Fused Adam reads both in the order of memory: with another --channels_last each weight keeps its moments."""
     saved = torch.load(middle / "model_dump" / "step_1_3.pth", weights_only=True)["optimizer"]["state"]
     saved[0]["exp_avg"] = saved[0]["exp_avg"].transpose(-1, -2).contiguous().transpose(-1, -2)
-    made = rebuild(toy, middle, "--channels_last")
-    weights = made.parts.optimizer.param_groups[0]["params"]
+    state, _ = rebuild(toy, middle, "--channels_last")
+    weights = state.optimizer.param_groups[0]["params"]
     assert not weights[0].is_contiguous()
-    for index, state in saved.items():
+    for index, moments in saved.items():
         for name in ("exp_avg", "exp_avg_sq"):
-            found = made.parts.optimizer.state[weights[index]][name]
-            assert torch.equal(found, state[name]) and found.stride() == weights[index].stride()
+            found = state.optimizer.state[weights[index]][name]
+            assert torch.equal(found, moments[name]) and found.stride() == weights[index].stride()
 
 
 def test_moments_that_share_memory_are_copied(toy: Path, middle: Path) -> None:
     """An expanded tensor in a file would be one number for a whole moment, written to by each weight."""
-    model = rebuild(toy, middle).parts.model
+    model = rebuild(toy, middle)[0].model
     optimizer = adam_of(model, fused=True)
     state = torch.load(middle / "model_dump" / "step_1_3.pth", weights_only=True)["optimizer"]
     state["state"][0]["exp_avg"] = torch.ones(1).expand(model.body_backbone.conv1.weight.shape)
@@ -362,13 +380,15 @@ def test_parts_of_a_step_give_its_losses_and_gradient(toy: Path, tmp_path: Path)
     """Batch norm apart, which sees one part at a time: here it uses its running statistics."""
     made, losses = [], []
     for count in ("1", "2"):
-        args = program.parse_args(options(toy, tmp_path / count, "--train_batch_size", "4", "--accumulate", count))
-        run = build_training(args, PLACE, read_config(args), None)
-        run.log.close()
-        run.network.eval()
-        sample, _ = next(timed_batches(run, Progress(0, 0)))
-        losses.append(program.collect(run, program.train_step(run, sample), StopSignal(), 0, 0))
-        made.append([weight.grad for weight in run.network.parameters() if weight.requires_grad])
+        args = program.parse_args(options(toy, tmp_path, "--train_batch_size", "4", "--accumulate", count))
+        config = read_config(args)
+        state, sample = first_step(args, config)
+        state.model.eval()
+        criterion = InterWildLoss(config.frames)
+        result = program.train_step(state.model, state, criterion, sample, config)
+        at = Progress(0, 0)
+        losses.append(program.reduce_and_check(result, criterion, PROCESS, StopSignal(), at, config.amp))
+        made.append([weight.grad for weight in state.model.parameters() if weight.requires_grad])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     for whole, summed in zip(*made, strict=True):
         assert (whole - summed).norm() <= 1e-3 * whole.norm() + 1e-7
@@ -454,9 +474,7 @@ def test_nan_in_a_target_names_step_term_and_sample(
     toy: Path, middle: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And leaves the last checkpoint as it was."""
-    from common import targets
-
-    build, batches = targets.build_targets, []
+    build, batches = program.build_targets, []
 
     def planted(sample: object, *rest: object) -> object:
         made = build(sample, *rest)
@@ -464,7 +482,7 @@ def test_nan_in_a_target_names_step_term_and_sample(
         made.vertices_rel[1, 0, 5, 2] = torch.nan
         return made
 
-    monkeypatch.setattr(targets, "build_targets", planted)
+    monkeypatch.setattr(program, "build_targets", planted)
     before = (middle / "model_dump" / "step_1_3.pth").read_bytes()
     with pytest.raises(UserError) as raised:
         run(toy, middle, "--continue")
@@ -472,7 +490,7 @@ def test_nan_in_a_target_names_step_term_and_sample(
     assert "epoch 1, step 3: mano_mesh_cam;" in told
     assert batches[0][1] in told and batches[0][0] not in told
     assert (middle / "model_dump" / "step_1_3.pth").read_bytes() == before
-    assert newest_whole(middle / "model_dump", pytest.fail) == middle / "model_dump" / "step_1_3.pth"
+    assert latest_valid_checkpoint(middle / "model_dump", pytest.fail) == middle / "model_dump" / "step_1_3.pth"
 
 
 @pytest.mark.parametrize(("plant", "named"), [("weight", "rhand_bbox_center"), ("gradient", ": gradient;")])
@@ -480,7 +498,7 @@ def test_nan_in_the_network_stops_before_it_is_saved(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: str, named: str
 ) -> None:
     """A gradient that is not finite spoils the weights while all losses are still fine."""
-    build = training.build_model
+    build = program.build_model
 
     def planted(*arguments: object) -> torch.nn.Module:
         model = build(*arguments)
@@ -491,7 +509,7 @@ def test_nan_in_the_network_stops_before_it_is_saved(
             weight.register_hook(lambda gradient: gradient * torch.inf)
         return model
 
-    monkeypatch.setattr(training, "build_model", planted)
+    monkeypatch.setattr(program, "build_model", planted)
     with pytest.raises(UserError, match="not finite at epoch 0, step 0") as raised:
         run(toy, tmp_path, "--save_every", "1")
     assert named in str(raised.value) and "samples: " in str(raised.value)
@@ -501,13 +519,10 @@ def test_nan_in_the_network_stops_before_it_is_saved(
 # ---- The command line ----
 
 
-def test_help_needs_no_heavy_library(tmp_path: Path) -> None:
-    """So that it answers at once."""
-    for name in ("torch", "cv2", "numpy"):
-        (tmp_path / f"{name}.py").write_text("raise SystemExit('loaded')")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+def test_help_names_every_value() -> None:
+    """Each value of the configuration is an option, and each option is explained."""
     command = [sys.executable, ROOT / "main" / "train.py", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for name in FIELDS:
         assert f"--{name} " in done.stdout
@@ -569,25 +584,51 @@ def test_log_on_a_full_disk_says_so(tmp_path: Path) -> None:
     log = TrainLog(tmp_path, (0, 0), 10)
     log._losses = open("/dev/full", "w")  # noqa: SIM115
     with pytest.raises(UserError, match="free some space"):
-        log.step(0, 0, {"total": 1.0})
+        log.step((0, 0), {"total": 1.0}, 0.0)
 
 
 def test_sheet_shows_what_cannot_be_drawn_as_nothing(toy: Path, tmp_path: Path) -> None:
     """A network in its first steps predicts anything; the sheet must not stop the training."""
-    from common.drawing.samples import draw_sheet
-
     args = program.parse_args(options(toy, tmp_path))
-    made = build_training(args, PLACE, read_config(args), None)
-    made.log.close()
-    sample, _ = next(timed_batches(made, Progress(0, 0)))
-    result = program.train_step(made, sample)
-    prediction, faces = result.predictions[0], made.parts.model.mano_layer.faces
+    config = read_config(args)
+    state, sample = first_step(args, config)
+    criterion, faces = InterWildLoss(config.frames), state.model.mano_layer.faces
+    result = program.train_step(state.model, state, criterion, sample, config, keep_images=True)
+    prediction = result.predictions[0]
     wild = prediction._replace(
         joints_hand_hm=prediction.joints_hand_hm * torch.inf,
         vertices_rel=prediction.vertices_rel * torch.nan,
         box_sizes_body_hm=prediction.box_sizes_body_hm * -1e30,
     )
-    sheets = [draw_sheet(result.images[0], p, result.targets[0], faces, made.config.frames) for p in (prediction, wild)]
+    sheets = [draw_sheet(result.images, p, result.targets[0], faces, config.frames) for p in (prediction, wild)]
     assert [sheet.shape for sheet in sheets] == [(2 * 128, 4 * 96, 3)] * 2
-    crop = (result.images[0][0].permute(1, 2, 0) * 255).round().byte().numpy()
+    crop = (result.images[0].permute(1, 2, 0) * 255).round().byte().numpy()
     assert np.array_equal(sheets[1][:128, :96], crop)
+
+
+def test_images_are_kept_only_for_the_sheet(toy: Path, tmp_path: Path) -> None:
+    """Otherwise a step would hold the images of all its microbatches, in float, until the next one."""
+    args = program.parse_args(options(toy, tmp_path, "--accumulate", "2"))
+    config = read_config(args)
+    state, sample = first_step(args, config)
+    results = [
+        program.train_step(state.model, state, InterWildLoss(config.frames), sample, config, keep_images=keep)
+        for keep in (False, True)
+    ]
+    assert results[0].images is None and len(results[1].images) == 1
+    height, width = config.frames.crop
+    for tensor in iterate_tensors(results[0]):
+        assert tuple(tensor.shape[-2:]) != (height, width)
+
+
+def iterate_tensors(value: object) -> Iterator[torch.Tensor]:
+    """All tensors in nested containers and dataclasses."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif dataclasses.is_dataclass(value):
+        yield from iterate_tensors(list(vars(value).values()))
+    elif isinstance(value, dict):
+        yield from iterate_tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from iterate_tensors(item)

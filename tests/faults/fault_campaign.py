@@ -209,7 +209,7 @@ def try_checkpoints(place: "Workspace", seed: int) -> Iterator[tuple[str, str]]:
     from main.build import build_model
     from main.config import Config
     from main.options import config_of_checkpoint
-    from main.resume import read_start
+    from main.resume import read_resume_point
 
     rng, path = random.Random(seed), place.out / "broken" / "broken.pth"
     whole = read_checkpoint(place.checkpoint)
@@ -225,7 +225,7 @@ def try_checkpoints(place: "Workspace", seed: int) -> Iterator[tuple[str, str]]:
             content = read_checkpoint(path)
             if (config_of_checkpoint(content, path) or Config()) == config:
                 load_network(build_model(config, None), content["network"], path)
-            read_start(path)
+            read_resume_point(path)
         except UserError as error:
             check_line(str(error))
             yield name, REFUSED
