@@ -180,6 +180,8 @@ def read_resume_point(path: Path) -> ResumePoint:
     config, training = config_of_checkpoint(content, path), content.get("training")
     if not isinstance(training, Mapping):
         training = None
+    epoch: Any
+    step: Any
     epoch, step = (content.get("epoch"), 0) if training is None else (training.get("epoch"), training.get("step"))
     if not all(type(number) is int and 0 <= number < 10**9 for number in (epoch, step)):
         raise UserError(f"checkpoint {path} does not say how long it was trained: {reprlib.repr((epoch, step))}")

@@ -34,9 +34,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -74,7 +76,6 @@ from common.utils.images import quiet_opencv
 from data.dataset import MixedSampler, init_worker, loader_workers, to_device, unwrap_worker_errors
 from main.build import build_model, init_backbones, open_training
 from main.config import Config
-from main.model import InterWild
 from main.options import add_config_options, read_config
 from main.resume import (
     Progress,
@@ -143,8 +144,8 @@ def train(args: argparse.Namespace, process: ProcessInfo) -> int:
                 values = reduce_and_check(result, criterion, process, stop, at, config.amp)
                 if log:
                     log.step(at, {"lr": lr, **values}, waited)
-                    if is_drawn:
-                        write_sheet(result, state.model, config, at, args.output / "vis", log)
+                    if result.images is not None:
+                        log.image(at, write_sheet(result, state.model.mano_layer.faces, config, args.output, at))
 
                 progress = at.next(sampler.steps_per_epoch)
                 if progress.step % args.save_every == 0 or stop.asked_of_all:  # step 0 is the end of an epoch
@@ -229,7 +230,7 @@ def start_worker(worker: int) -> None:
 
 def shut_down_workers(loader: DataLoader) -> None:
     """End persistent loader workers. At exit Python would end them by SIGTERM, which they ignore, and wait for ever."""
-    iterator = loader._iterator  # private: PyTorch 2.14 has no public way (November 2026)
+    iterator: Any = loader._iterator  # private: PyTorch 2.14 has no public way (November 2026)
     if iterator is not None:
         iterator._shutdown_workers()
 
@@ -280,7 +281,7 @@ def build_state(
 
 def wrap_model(args: argparse.Namespace, process: ProcessInfo, model: nn.Module) -> nn.Module:
     """The model as the loop calls it, for one or several GPUs."""
-    network = torch.compile(model) if args.compile else model
+    network: Any = torch.compile(model) if args.compile else model
     if args.dp_devices:
         return DataParallel(network, device_ids=args.dp_devices)
     if process.world > 1:
@@ -355,13 +356,13 @@ def train_step(
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         targets = build_targets(microbatch, state.model.mano_layer, config.frames)
-        more_follow = number + 1 < config.accumulate
-        # DistributedDataParallel exchanges gradients once per step.
-        with network.no_sync() if more_follow and hasattr(network, "no_sync") else nullcontext():
+        is_last = number + 1 == config.accumulate
+        # Gradients are exchanged once per step.
+        with network.no_sync() if isinstance(network, DistributedDataParallel) and not is_last else nullcontext():
             with autocast(images.device, config.amp):
                 prediction = network(images)
             terms = criterion(prediction, targets)
-            state.scaler.scale(sum(terms.values()) / config.accumulate).backward()
+            state.scaler.scale(reduce(torch.add, terms.values()) / config.accumulate).backward()
         for name, value in terms.items():
             result.terms[name] = result.terms.get(name, 0) + value.detach() / config.accumulate
         result.ids.append(microbatch.id)
@@ -426,14 +427,13 @@ def find_nonfinite_samples(
     return [id for ids in from_all(found, process) for id in ids]
 
 
-def write_sheet(
-    result: StepResult, model: InterWild, config: Config, at: Progress, folder: Path, log: TrainLog
-) -> None:
-    """Write a contact sheet of the first microbatch."""
-    sheet = draw_sheet(result.images, result.predictions[0], result.targets[0], model.mano_layer.faces, config.frames)
-    make_folder(folder)
-    write_image(folder / f"{at.epoch}_{at.step:06d}.jpg", sheet)
-    log.image(at, sheet)
+def write_sheet(result: StepResult, faces: Tensor, config: Config, output: Path, at: Progress) -> np.ndarray:
+    """Write and return a contact sheet of the first microbatch, see `draw_sheet`."""
+    assert result.images is not None
+    sheet = draw_sheet(result.images, result.predictions[0], result.targets[0], faces, config.frames)
+    make_folder(output / "vis")
+    write_image(output / "vis" / f"{at.epoch}_{at.step:06d}.jpg", sheet)
+    return sheet
 
 
 # ---- The command line ----
