@@ -409,7 +409,7 @@ def reduce_and_check(
         samples = find_nonfinite_samples(result, criterion, process, bad)
         more = f" and {len(samples) - NAMED_SAMPLES} more" if len(samples) > NAMED_SAMPLES else ""
         raise UserError(
-            f"not finite at {at}: {', '.join(bad)}; samples: {', '.join(samples[:NAMED_SAMPLES])}{more}. Check them, "
+            f"not finite at epoch {at.epoch}, step {at.step}: {', '.join(bad)}; samples: {', '.join(samples[:NAMED_SAMPLES])}{more}. Check them, "
             "or lower --lr; the last checkpoint is from before this step, --continue resumes there"
         )
     return {"total": sum(losses), **terms, "gradient_norm": gradient_norm, "replaced": replaced * process.world}
