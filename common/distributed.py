@@ -131,7 +131,7 @@ def _child(run: Callable[[ProcessInfo], int | None], process: ProcessInfo, folde
     except KeyboardInterrupt:
         code = STOPPED
     except Exception as error:
-        text = str(error) if isinstance(error, UserError) else explain_failure(error)
+        text = explain_failure(error)
         if text is None:
             raise
         Path(folder, f"error_{process.rank}").write_text(text, encoding="utf-8")  # the parent prints one of them

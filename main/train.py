@@ -67,7 +67,7 @@ from common.errors import UserError, run_main
 from common.logger import TrainLog
 from common.nets.mano import TwoHandMano
 from common.nets.mano_files import read_hand_models
-from common.options import GPU_HELP, MANO_FOLDER, ROOT, count
+from common.options import DATA_HELP, GPU_HELP, MANO_FOLDER, MANO_HELP, ROOT, Parser, count
 from common.precision import autocast
 from common.targets import build_images, build_targets
 from common.types import Prediction, Sample, Targets, take
@@ -409,8 +409,9 @@ def reduce_and_check(
         samples = find_nonfinite_samples(result, criterion, process, bad)
         more = f" and {len(samples) - NAMED_SAMPLES} more" if len(samples) > NAMED_SAMPLES else ""
         raise UserError(
-            f"not finite at epoch {at.epoch}, step {at.step}: {', '.join(bad)}; samples: {', '.join(samples[:NAMED_SAMPLES])}{more}. Check them, "
-            "or lower --lr; the last checkpoint is from before this step, --continue resumes there"
+            f"not finite at epoch {at.epoch}, step {at.step}: {', '.join(bad)}; samples: "
+            f"{', '.join(samples[:NAMED_SAMPLES])}{more}. Check them, or lower --lr; the last checkpoint is from "
+            "before this step, --continue resumes there"
         )
     return {"total": sum(losses), **terms, "gradient_norm": gradient_norm, "replaced": replaced * process.world}
 
@@ -440,19 +441,17 @@ def write_sheet(result: StepResult, faces: Tensor, config: Config, output: Path,
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--gpu", help=GPU_HELP)
     add("--continue", dest="go_on", action="store_true", help="resume from the latest checkpoint in --output")
     add("--overwrite", action="store_true", help="start over and remove the checkpoints in --output")
     add("--output", type=Path, default=ROOT / "output", help="folder to write into (default: output)")
-    add("--data", type=Path, default=ROOT / "data", help="folder of the datasets (default: data)")
-    add("--mano", type=Path, default=MANO_FOLDER, help="folder of MANO_RIGHT.pkl and MANO_LEFT.pkl")
+    add("--data", type=Path, default=ROOT / "data", help=DATA_HELP)
+    add("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
     add("--init", choices=("imagenet", "random"), default="imagenet",
         help="how the backbones are initialised (default: %(default)s)")  # fmt: skip
-    add("--skip_bad", "--skip-bad", action="store_true", help="replace samples that cannot be read, and count them")
+    add("--skip_bad", action="store_true", help="replace samples that cannot be read, and count them")
     add("--save_every", type=count, default=500, metavar="N",
         help="save a checkpoint every N steps (default: %(default)s)")  # fmt: skip
     add("--visualize_every", type=int, default=500, metavar="N",
