@@ -216,6 +216,8 @@ def build_data(args: argparse.Namespace, process: ProcessInfo, config: Config) -
         pin_memory=process.device.type == "cuda",
         worker_init_fn=start_worker,
         persistent_workers=workers > 0,
+        # The seeds it draws for workers must not move the global random state: a resumed run draws them more often.
+        generator=torch.Generator(),
     )
     return sampler, loader
 
