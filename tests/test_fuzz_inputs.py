@@ -41,7 +41,7 @@ from tests.faults.mutations import (
     mutate_bytes,
     mutate_checkpoint,
 )
-from tool import make_toy_data
+from tool.toy import make_data
 from tool.toy.standin_hand import write_standin
 
 
@@ -348,7 +348,7 @@ def demo_arguments() -> None:
 
 
 def toy_arguments() -> None:
-    make_toy_data.check_args(make_toy_data.parse_args())
+    make_data.check_args(make_data.parse_args())
 
 
 COMMANDS = {

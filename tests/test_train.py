@@ -37,7 +37,7 @@ from main.resume import (
     read_resume_point,
 )
 from tests.faults.kill_test import compare
-from tool import make_toy_data
+from tool.toy import make_data
 from tool.toy.standin_hand import write_standin
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +65,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     argv += ["--sets", "InterHand26M,MSCOCO", "--train", "4", "--test", "1", "--scale", "0.25"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", argv)
-        make_toy_data.main()
+        make_data.main()
     return folder
 
 

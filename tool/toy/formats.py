@@ -1,101 +1,109 @@
-"""What the writers of the four toy datasets share: folders that cannot harm real data, numbers, boxes, drawing.
+"""What the writers of the four toy datasets share: folders that cannot harm real data, numbers, boxes, images.
 
-A dataset is made in a hidden folder beside its place and moved there when it is whole. `TOY_MARK` marks it as
+A dataset is written into a hidden folder inside its own and moved into place when it is whole. `TOY_MARK` marks it as
 ours and lists its files; a folder with any other file in it is left alone.
 """
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from common.errors import UserError
 from common.types import SIDES
 from common.utils.boxes import bbox_from_points, xywh_to_xyxy
-from common.utils.files import atomic_write, make_folder
+from common.utils.files import atomic_write, make_folder, write_image, write_json
 from data.layouts import TOY_MARK
-from tool.toy.picture import Look, Skin, draw_hands, finish
-from tool.toy.scene import HandRig, Hands, View, scaled_view
+from tool.toy.rendering import Look, Skin, draw_hands, finish
+from tool.toy.scene import HandRig, Hands, View
 
-PARTIAL = ".toy_partial"
+NEW, OLD = ".toy_partial", ".toy_old"  # folders inside a dataset's: the set being written, the set being replaced
 # What a dataset's folder holds besides data: the project's own files, and what readers make of the data.
-NO_DATA = (".gitkeep", "__pycache__", "cache", TOY_MARK, PARTIAL)
-HEADER = """Toy data: pictures of generated hands, written by tool/make_toy_data.py. These are NOT the real data.
+NO_DATA = (".gitkeep", "__pycache__", "cache", TOY_MARK, NEW, OLD)
+HEADER = """Toy data: images of generated hands, written by tool/make_toy_data.py. These are NOT the real data.
 The command replaces them only if this folder holds no other files than these (size in bytes, path):
 """
 
 
 class Plan(NamedTuple):
-    """What every writer is told."""
+    """What every writer gets."""
 
     rig: HandRig
     skin: Skin
     seed: int
     train: int  # samples
     test: int
-    scale: float  # of the pictures' size
+    scale: float  # of the images' size
     variety: float  # of poses and views, 0 to 1
-    tick: Callable[[], None]  # called after each picture
+    tick: Callable[[], object]  # called after each image
+
+    def random(self, *numbers: int) -> np.random.Generator:
+        """Random numbers of one thing, independent of how many others there are."""
+        return np.random.default_rng([self.seed, *numbers])
+
+    def photograph(
+        self, rng: np.random.Generator, backdrop: np.ndarray, hands: Hands, view: View, look: Look, noise: float,
+        grey: bool = False,
+    ) -> np.ndarray:  # fmt: skip
+        """The scene as an imperfect camera sees it, (H, W, 3) uint8."""
+        image = draw_hands(backdrop, self.rig, self.skin, hands, view, look)
+        self.tick()
+        return finish(rng, image, noise=noise, blur=0.8 * self.scale, grey=grey)
 
 
 # ---- folders ----
 
 
 def check_folder(folder: Path) -> None:
-    """See that a dataset's folder may be written.
+    """Check that a dataset's folder may be written.
 
     Raises:
-        UserError: it holds files which are not toy data.
+        UserError: it holds files that are not toy data.
     """
-    known = _read_marker(folder)
-    try:
-        foreign = (
-            path.relative_to(folder)
-            for path in _data_files(folder)
-            if known.get(path.relative_to(folder).as_posix()) != path.lstat().st_size
-        )
-        found = next(foreign, None)
-    except OSError as error:
-        raise UserError(f"cannot look into {folder}: {error.strerror or error}") from error
-    if found:
+    known = _listed(folder) | _listed(folder / NEW)  # both, where a switch was interrupted
+    files = ((path.relative_to(folder).as_posix(), path.lstat().st_size) for path in _data_files(folder))
+    foreign = next((file for file in files if file not in known), None)
+    if foreign:
         raise UserError(
-            f"{folder} holds something else than toy data ({found}), so it is left alone; "
+            f"{folder} holds something else than toy data ({foreign[0]}), so it is left alone; "
             "choose another folder with --out, or move it away"
         )
 
 
 @contextmanager
 def toy_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write a dataset into, which takes the place of the old toy data when the block ends well.
+    """A folder to write a dataset into. When the block ends well, its content replaces the old toy data.
 
     Raises:
-        UserError: see `check_folder`; also if it cannot be written.
+        UserError: see `check_folder`; also if another command writes there.
     """
     check_folder(folder)
     make_folder(folder)
-    staging = folder / PARTIAL
-    with _alone(folder):
-        shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
-        make_folder(staging)
+    with _lock(folder):
+        _finish_switch(folder)  # of a run that was killed
+        make_folder(folder / NEW)
         try:
-            yield staging
+            yield folder / NEW
             check_folder(folder)
-            _publish(staging, folder)
-        except OSError as error:
-            raise UserError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
+            files = sorted(path for path in (folder / NEW).rglob("*") if path.is_file())
+            lines = [f"{path.stat().st_size} {path.relative_to(folder / NEW).as_posix()}\n" for path in files]
+            put(folder / NEW / TOY_MARK, HEADER + "".join(lines))
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            try:
+                _finish_switch(folder)
+            except BaseException:  # a signal: finish first what has begun
+                _finish_switch(folder)
+                raise
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second command out. The lock is on the folder itself, so that no file of it stays behind."""
-    import fcntl
-
+def _lock(folder: Path) -> Iterator[None]:
+    """Keep a second command out. The lock is on the folder itself, so that no file stays behind."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,17 +116,24 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _publish(staging: Path, folder: Path) -> None:
-    """At any moment the files that are there are among those the marker lists, so that a next run may go on."""
-    for path in _data_files(folder):
-        path.unlink()
-    for path in _entries(folder):
-        shutil.rmtree(path)  # empty folders
-    files = sorted(path for path in staging.rglob("*") if path.is_file())
-    lines = [f"{path.stat().st_size} {path.relative_to(staging).as_posix()}\n" for path in files]
-    atomic_write(folder / TOY_MARK, (HEADER + "".join(lines)).encode())
-    for path in sorted(staging.iterdir()):
-        os.replace(path, folder / path.name)
+def _finish_switch(folder: Path) -> None:
+    """Replace the old set by the new one, if that is whole; remove what is left of either.
+
+    The new set is whole once its marker is written, and the marker moves last. Until then every file of both sets is on
+    the disk, and a call that was interrupted can be repeated.
+    """
+    new, old = folder / NEW, folder / OLD
+    if (new / TOY_MARK).exists():
+        old.mkdir(exist_ok=True)
+        arrived = {path.split("/")[0] for path, _ in _listed(new)} - {path.name for path in new.iterdir()}
+        for entry in _entries(folder):
+            if entry.name not in arrived:
+                os.replace(entry, old / entry.name)
+        for entry in sorted(new.iterdir(), key=lambda path: (path.name == TOY_MARK, path.name)):
+            os.replace(entry, folder / entry.name)
+    for leftover in (new, old):
+        if leftover.exists():
+            shutil.rmtree(leftover)
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -129,20 +144,33 @@ def _entries(folder: Path) -> list[Path]:
 
 def _data_files(folder: Path) -> Iterator[Path]:
     for entry in _entries(folder):
-        if entry.is_symlink() or not entry.is_dir():
-            yield entry
-        else:
-            yield from (path for path in entry.rglob("*") if path.is_symlink() or not path.is_dir())
+        is_folder = entry.is_dir() and not entry.is_symlink()
+        inside = entry.rglob("*") if is_folder else [entry]
+        yield from (path for path in inside if path.is_symlink() or not path.is_dir())
 
 
-def _read_marker(folder: Path) -> dict[str, int]:
-    """path -> size of the files that are ours."""
+def _listed(folder: Path) -> set[tuple[str, int]]:
+    """Path and size of the files that a marker lists."""
     try:
         lines = (folder / TOY_MARK).read_text().splitlines()[len(HEADER.splitlines()) :]
     except (OSError, UnicodeDecodeError):
-        return {}
+        return set()
     entries = [line.split(" ", 1) for line in lines]
-    return {entry[1]: int(entry[0]) for entry in entries if len(entry) == 2 and entry[0].isdigit()}
+    return {(entry[1], int(entry[0])) for entry in entries if len(entry) == 2 and entry[0].isdigit()}
+
+
+# ---- files ----
+
+
+def put(path: Path, content: Any, quality: int = 95) -> None:
+    """Write a file, and make its folder: an array as an image, text as it is, anything else as JSON."""
+    make_folder(path.parent)
+    if isinstance(content, np.ndarray):
+        write_image(path, content, quality)
+    elif isinstance(content, str):
+        atomic_write(path, content.encode())
+    else:
+        write_json(path, content)
 
 
 # ---- numbers ----
@@ -160,11 +188,6 @@ def mano_record(hands: Hands, side: int) -> dict[str, list[float]]:
     return {key: value.astype(np.float32).tolist() for key, value in parts.items()}
 
 
-def mano_records(hands: Hands) -> dict[str, dict[str, list[float]] | None]:
-    """Both hands; None for one that is not there."""
-    return {name: mano_record(hands, side) if hands.present[side] else None for side, name in enumerate(SIDES)}
-
-
 def hand_type(present: np.ndarray) -> str:
     """(2,) -> right, left or interacting."""
     return "interacting" if present.all() else SIDES[int(np.argmax(present))]
@@ -177,41 +200,12 @@ def box_of(points_image: np.ndarray, extension: float = 1.0) -> np.ndarray:
 
 
 def clip_box(box_xywh: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The part of a box within a picture of `size` (h, w)."""
+    """The part of a box within an image of `size` (h, w)."""
     low, high = np.clip(xywh_to_xyxy(box_xywh).reshape(2, 2), 0, size[::-1])
     return np.concatenate((low, high - low))
-
-
-# ---- scenes ----
-
-
-def generator(plan: Plan, *numbers: int) -> np.random.Generator:
-    """Random numbers of one thing: independent of how many others there are."""
-    return np.random.default_rng([plan.seed, *numbers])
 
 
 def sample_present(rng: np.random.Generator, both: float) -> tuple[bool, bool]:
     """Which hands there are; `both` is the share of scenes with two."""
     draw = rng.random()
     return (True, True) if draw < both else ((True, False) if draw < both + (1 - both) / 2 else (False, True))
-
-
-def sized(plan: Plan, view: View) -> View:
-    """The camera with pictures of the size that was asked for."""
-    return scaled_view(view, plan.scale)
-
-
-def photograph(
-    plan: Plan,
-    rng: np.random.Generator,
-    backdrop: np.ndarray,
-    hands: Hands,
-    view: View,
-    look: Look,
-    noise: float,
-    grey: bool = False,
-) -> np.ndarray:
-    """The scene as a camera with some faults gives it, (H, W, 3) uint8."""
-    picture = draw_hands(backdrop, plan.rig, plan.skin, hands, view, look)
-    plan.tick()
-    return finish(rng, picture, noise=noise, blur=0.8 * plan.scale, grey=grey)

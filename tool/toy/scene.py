@@ -1,8 +1,8 @@
-"""Scenes of the toy datasets: hands in believable random poses, alone or in contact, and cameras that look at them.
+"""Scenes of the toy datasets: hands in plausible random poses, alone or in contact, and cameras that look at them.
 
-Everything is a pure function of its arguments; what is random comes from the generator that is passed in. Besides the
+Everything is a pure function of its arguments; randomness comes from the generator that is passed in. Besides the
 frames of `common/utils/frames.py` there is one more, `stage`: metres, the hands around its origin, axes as those of a
-camera in front of the person (x right in the picture, y down, z away from the viewer). A writer takes it for its
+camera in front of the person (x right in the image, y down, z away from the viewer). A writer takes it for its
 dataset's world, or moves the hands to a camera with `move_hands`.
 """
 
@@ -64,7 +64,6 @@ class HandRig:
         regressor: (21, 778) of the 21 joints.
         flexion, splay: (2, 15, 3) unit axes in MANO's joint order. A positive angle about the first bends a finger,
             about the second moves it sideways, towards the thumb.
-        along: (2, 15, 3) unit directions of the bones.
         ball_joints: (B, 21) weights that put the balls on the joints.
         ball_radii: (B,) m.
     """
@@ -74,7 +73,6 @@ class HandRig:
     regressor: np.ndarray
     flexion: np.ndarray
     splay: np.ndarray
-    along: np.ndarray
     ball_joints: np.ndarray
     ball_radii: np.ndarray
 
@@ -93,7 +91,7 @@ class Hands(NamedTuple):
 
 
 class View(NamedTuple):
-    """A camera that looks at a scene, world_to_cam included, and the size of its pictures."""
+    """A camera that looks at a scene, world_to_cam included, and the size of its images."""
 
     camera: CaptureCamera
     size: tuple[int, int]  # (h, w) px
@@ -101,38 +99,30 @@ class View(NamedTuple):
 
 def build_rig(models: tuple[HandModel, HandModel]) -> HandRig:
     """Prepare a pair of hand models (see `common.nets.mano_files.read_hand_models`)."""
-    mano = TwoHandMano(*models)
+    mano, template = TwoHandMano(*models), models[RIGHT].v_template
     regressor = mano.joint_regressor.numpy().astype(np.float64)
-    rest = models[RIGHT].J_regressor @ models[RIGHT].v_template
-    joints = regressor @ models[RIGHT].v_template
+    rest, joints = models[RIGHT].J_regressor @ template, regressor @ template
+    ends = [name[:-1] + str(int(name[-1]) + 1) for name in MANO_JOINTS[1:]]
+    along = joints[[JOINTS.index(end) for end in ends]] - rest[1:]
     bend = flexion_axes("right")
-    along = np.zeros((15, 3))
-    for index, name in enumerate(MANO_JOINTS[1:]):
-        finger, k = name.split("_")
-        child = joints[JOINTS.index(f"{finger}_{int(k) + 1}")]
-        along[index] = (child - rest[index + 1]) / np.linalg.norm(child - rest[index + 1])
     splay = np.cross(along, bend)
     splay /= np.linalg.norm(splay, axis=1, keepdims=True)
-    weights = []
-    for start, end, parts in _BALL_BONES:
-        for part in parts:
-            row = np.zeros(len(JOINTS))
-            row[JOINTS.index(start)], row[JOINTS.index(end)] = 1 - part, part
-            weights.append(row)
-    balls = np.array(weights) @ joints
-    radii = np.linalg.norm(balls[:, None] - models[RIGHT].v_template, axis=-1).min(1)
-    both = [np.stack((axes, axes * MIRROR_AXIS)) for axes in (bend, splay)]
-    return HandRig(mano, models, regressor, *both, np.stack((along, along * -MIRROR_AXIS)), np.array(weights), radii)
+    weights = np.zeros((sum(len(parts) for *_, parts in _BALL_BONES), len(JOINTS)))
+    bones = [(start, end, part) for start, end, parts in _BALL_BONES for part in parts]
+    for row, (start, end, part) in zip(weights, bones, strict=True):
+        row[JOINTS.index(start)], row[JOINTS.index(end)] = 1 - part, part
+    radii = np.linalg.norm((weights @ joints)[:, None] - template, axis=-1).min(1)
+    flexion, splay = (np.stack((axes, axes * MIRROR_AXIS)) for axes in (bend, splay))
+    return HandRig(mano, models, regressor, flexion, splay, weights, radii)
 
 
 # ---- poses ----
 
 
 def sample_hand_pose(rng: np.random.Generator, rig: HandRig, side: int, gesture: str | None = None) -> np.ndarray:
-    """A believable hand pose, (15, 3) axis-angle without the mean pose.
+    """A plausible hand pose, (15, 3) axis-angle without the mean pose.
 
-    `gesture` is a key of `GESTURES`; None draws one. What a gesture leaves open varies: neighbouring fingers move
-    together, all of them a little of their own.
+    `gesture` is a key of `GESTURES`; None draws one. Around it, all fingers vary together and each a little by itself.
     """
     if gesture is None:
         odds = np.array([entry[2] for entry in GESTURES.values()])
@@ -179,8 +169,8 @@ def palm_rotation(fingers: np.ndarray, palm: np.ndarray, side: int) -> np.ndarra
 
 
 def _sample_rotation(rng: np.random.Generator, side: int, variety: float, spread: float = 0.55) -> np.ndarray:
-    """(3, 3): fingers more or less up, or towards the viewer, or inward; the palm anywhere, as a forearm turns. With
-    little variety the viewer sees the hand's back."""
+    """(3, 3): fingers roughly up, towards the viewer or inward; the palm anywhere, as a forearm turns. With little
+    variety the viewer sees the hand's back."""
     inward = 1.0 if side == RIGHT else -1.0
     fingers = np.array([0.3 * inward, -0.9, -0.25]) + rng.normal(0, spread * variety, 3)
     if fingers[1] > 0.3:  # few arms come from above
@@ -204,20 +194,27 @@ class _Limp(NamedTuple):
     betas: np.ndarray  # (2, 10)
 
 
-def _bend(rig: HandRig, hand_pose: np.ndarray, betas: np.ndarray) -> _Limp:
-    """Bend both hands. Numbers are rounded to float32 first, as the files of the datasets hold them."""
-    hand_pose, betas = hand_pose.astype(np.float32), betas.astype(np.float32)
-    params = ManoParams(torch.zeros(1, 2, 3), torch.from_numpy(hand_pose)[None], torch.from_numpy(betas)[None])
+def _bend(
+    rng: np.random.Generator, rig: HandRig, betas: np.ndarray | None, gestures: list[str | None], variety: float
+) -> _Limp:
+    """Draw the poses of both hands, and their shape unless it is given: the two hands of a person differ a little.
+
+    Numbers are rounded to float32 first, as the files of the datasets hold them.
+    """
+    pose = variety * np.stack([sample_hand_pose(rng, rig, side, gestures[side]) for side in (RIGHT, LEFT)])
+    both = np.stack((betas, betas)) if betas is not None else sample_betas(rng) + rng.normal(0, 0.05, (2, 10))
+    pose, both = pose.astype(np.float32), both.astype(np.float32)
+    params = ManoParams(torch.zeros(1, 2, 3), torch.from_numpy(pose)[None], torch.from_numpy(both)[None])
     with torch.no_grad():
         vertices = rig.mano(params)[0][0].double().numpy()
     pivots = np.stack(
-        [model.J_regressor[0] @ (model.v_template + model.shapedirs @ betas[h]) for h, model in enumerate(rig.models)]
+        [m.J_regressor[0] @ (m.v_template + m.shapedirs @ b) for m, b in zip(rig.models, both, strict=True)]
     )
     vertices -= pivots[:, None]
-    return _Limp(vertices, rig.regressor @ vertices, pivots, hand_pose, betas)
+    return _Limp(vertices, rig.regressor @ vertices, pivots, pose, both)
 
 
-def _balls(rig: HandRig, joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def fill_with_balls(rig: HandRig, joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Balls that fill one hand and the near part of its forearm: (21, 3) joints -> (B, 3) m, (B,) m."""
     axis = joints[WRIST] - joints[JOINTS.index("Middle_1")]
     forearm = joints[WRIST] + _FOREARM_BALLS[:, None] * axis / np.linalg.norm(axis)
@@ -228,30 +225,22 @@ def _balls(rig: HandRig, joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def slide_apart(
     fixed: tuple[np.ndarray, np.ndarray], moving: tuple[np.ndarray, np.ndarray], direction: np.ndarray
 ) -> float:
-    """How far balls must go along a direction until they, and any farther place, are clear of the others.
+    """How far balls must go along a direction until they, and all places farther on, are clear of the others.
 
-    Each argument of balls is (B, 3) centres and (B,) radii; `direction` (3,) has length 1. The result may be negative:
-    the balls then come closer until they touch. It is 0 where they would pass without touching.
+    Balls are (B, 3) centres and (B,) radii; `direction` (3,) has length 1. The result may be negative: the balls then
+    come closer until they touch. It is 0 where they would pass without touching.
     """
     apart = moving[0][None] - fixed[0][:, None]
     reach = moving[1][None] + fixed[1][:, None]
-    # |apart + t direction| = reach, of which the larger t counts.
+    # |apart + t direction| = reach, for which the larger t is taken.
     b = apart @ direction
     root = b * b - (apart * apart).sum(-1) + reach * reach
     ends = np.where(root > 0, -b + np.sqrt(np.maximum(root, 0)), -np.inf)
     return float(ends.max()) if np.isfinite(ends).any() else 0.0
 
 
-def penetration(rig: HandRig, hands: Hands) -> float:
-    """How deep the balls of the two hands lie in each other at most, m; 0 for one hand alone."""
-    if not hands.present.all():
-        return 0.0
-    (a, ra), (b, rb) = (_balls(rig, hands.joints[h]) for h in (RIGHT, LEFT))
-    return float(np.maximum(ra[:, None] + rb - np.linalg.norm(a[:, None] - b, axis=-1), 0).max())
-
-
 def _layout_rotations(rng: np.random.Generator, layout: str, variety: float) -> np.ndarray:
-    """(2, 3, 3)."""
+    """(2, 3, 3): with "palms", the palms face each other; else each hand turns as it likes."""
     if layout != "palms":
         return np.stack([_sample_rotation(rng, side, variety) for side in (RIGHT, LEFT)])
     tilt = rng.normal(0, 0.5, 3) * (1, 0, 1)
@@ -291,7 +280,7 @@ def _place(rng: np.random.Generator, rig: HandRig, limp: _Limp, rotations: np.nd
     direction = direction / np.linalg.norm(direction)
     pivots = -anchors
     pivots[mover] += aside
-    balls = [_balls(rig, joints[h] + pivots[h]) for h in (RIGHT, LEFT)]
+    balls = [fill_with_balls(rig, joints[h] + pivots[h]) for h in (RIGHT, LEFT)]
     pivots[mover] += direction * (slide_apart(balls[1 - mover], balls[mover], direction) + gap)
     return pivots
 
@@ -308,7 +297,7 @@ def sample_hands(
     Args:
         present: right, left.
         betas: (10,) of the person; None draws them.
-        variety: 0 to 1, how much hands differ; with less they are more at rest, upright and side by side.
+        variety: 0 to 1, how much hands differ; with less they are closer to rest, upright and side by side.
     """
     layout = str(rng.choice(list(LAYOUTS), p=list(LAYOUTS.values())))
     if variety < 1 and rng.random() > variety:
@@ -316,7 +305,7 @@ def sample_hands(
     gestures: list[str | None] = [None, None]
     if all(present) and layout == "touch" and rng.random() < 0.6:
         gestures[int(rng.integers(2))] = "point"
-    limp = _sample_limp(rng, rig, betas, gestures, variety)
+    limp = _bend(rng, rig, betas, gestures, variety)
     rotations = _layout_rotations(rng, layout if all(present) else "near", variety)
     pivots = _place(rng, rig, limp, rotations, layout) if all(present) else np.zeros((2, 3))
     return _assemble(rig, limp, rotations, pivots, np.array(present), recentre=True)
@@ -325,20 +314,10 @@ def sample_hands(
 def sample_hands_apart(
     rng: np.random.Generator, rig: HandRig, present: tuple[bool, bool], wrists: np.ndarray, variety: float = 1.0
 ) -> Hands:
-    """Two hands that have nothing to do with each other, their wrists (2, 3) m at given places of `stage`."""
-    limp = _sample_limp(rng, rig, None, [None, None], variety)
+    """Two unrelated hands, their wrists (2, 3) m at given places of `stage`."""
+    limp = _bend(rng, rig, None, [None, None], variety)
     rotations = np.stack([_sample_rotation(rng, side, variety, 0.7) for side in (RIGHT, LEFT)])
     return _assemble(rig, limp, rotations, wrists, np.array(present), recentre=False)
-
-
-def _sample_limp(
-    rng: np.random.Generator, rig: HandRig, betas: np.ndarray | None, gestures: list[str | None], variety: float
-) -> _Limp:
-    pose = variety * np.stack([sample_hand_pose(rng, rig, side, gestures[side]) for side in (RIGHT, LEFT)])
-    shape = sample_betas(rng) if betas is None else betas
-    # The two hands of a person differ a little.
-    noise = rng.normal(0, 0.05, (2, 10)) if betas is None else np.zeros((2, 10))
-    return _bend(rig, pose, shape + noise)
 
 
 def _assemble(
@@ -362,7 +341,7 @@ def _assemble(
 def move_hands(hands: Hands, rotation: np.ndarray, transl: np.ndarray) -> Hands:
     """The same hands in another frame: x -> rotation x + transl. (3, 3), (3,) m.
 
-    MANO turns a hand about its wrist, not about the origin, so its translation changes by more than `transl`.
+    MANO rotates a hand about its wrist, not about the origin, so its translation changes by more than `transl`.
     """
     old = axis_angle_to_matrix(torch.from_numpy(hands.global_orient))
     orient = matrix_to_axis_angle(torch.from_numpy(rotation) @ old).float().double().numpy()
@@ -393,6 +372,11 @@ def look_at(eye: np.ndarray, target: np.ndarray, roll: float = 0.0) -> tuple[np.
     return rotation, -rotation @ eye
 
 
+def orbit(yaw: float, pitch: float, distance: float) -> np.ndarray:
+    """(3,) m from a target to a camera in front of it (-z), `yaw` radians to the right and `pitch` radians above."""
+    return distance * np.array([np.sin(yaw) * np.cos(pitch), -np.sin(pitch), -np.cos(yaw) * np.cos(pitch)])
+
+
 def to_cam(view: View, points_world: np.ndarray) -> np.ndarray:
     """(..., 3) m -> (..., 3) m."""
     return world_to_cam(points_world, view.camera.rotation, view.camera.transl)
@@ -404,7 +388,7 @@ def to_image(view: View, points_world: np.ndarray) -> np.ndarray:
 
 
 def scaled_view(view: View, scale: float) -> View:
-    """The same camera with pictures of another size; the size is rounded."""
+    """The same camera with images of another size; the size is rounded."""
     if scale == 1:
         return view
     height, width = (max(8, round(scale * n)) for n in view.size)

@@ -1,0 +1,85 @@
+"""Write toy datasets: images of generated hands, in the official layouts of the four datasets.
+
+    python tool/make_toy_data.py
+    python tool/make_toy_data.py --out /tmp/data --sets InterHand26M,MSCOCO --train 2000 --test 200 --seed 1
+
+Writes InterHand26M, MSCOCO, HIC (test only) and ReInterHand into folders of these names under --out (default: data of
+this project), so that everything that reads the real datasets runs without them. The hands are those of the MANO
+files, or of their stand-in (python tool/make_standin_hand.py). The same command writes the same bytes.
+
+--train and --test count samples per dataset. ReInterHand counts images of its default kind (Mugsy cameras,
+envmap_per_frame); its other kinds are written as well, about twice as many again. --scale 0.5 halves the images'
+sides, except for HIC, whose camera is fixed. --variety 0.3 makes hands differ less, which a small network learns
+sooner: closer to rest, upright, side by side, seen from a narrower range of directions.
+
+Each dataset replaces older toy data whole or not at all. A folder that holds anything else is left alone.
+Exit code: 0; 2 with one line on stderr if something cannot be read or written.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from common.errors import UserError
+from common.nets.mano_files import read_hand_models
+from common.options import MANO_FOLDER, ROOT
+from common.utils.images import quiet_opencv
+from tool.toy import coco, hic, interhand, reinterhand
+from tool.toy.formats import Plan, check_folder, toy_folder
+from tool.toy.rendering import build_skin
+from tool.toy.scene import build_rig
+
+WRITERS = {"InterHand26M": interhand.write, "MSCOCO": coco.write, "HIC": hic.write, "ReInterHand": reinterhand.write}
+SETS = tuple(WRITERS)
+
+
+def main() -> None:
+    """The command."""
+    args = parse_args()
+    names = check_args(args)
+    for name in names:  # before any work
+        check_folder(args.out / name)
+    quiet_opencv()
+    torch.set_num_threads(1)  # one hand at a time is too little work to share
+    rig = build_rig(read_hand_models(args.mano))
+    skin = build_skin(rig)
+    totals = {"HIC": args.test, "ReInterHand": reinterhand.count_images(args.train, args.test)}
+    for name in names:
+        total = totals.get(name, args.train + args.test)
+        with tqdm(total=total, desc=name, unit="image") as bar, toy_folder(args.out / name) as root:
+            plan = Plan(rig, skin, args.seed, args.train, args.test, args.scale, args.variety, bar.update)
+            WRITERS[name](root, plan)
+        print(f"wrote {args.out / name}: toy data of {rig.mano.name}")
+
+
+def check_args(args: argparse.Namespace) -> list[str]:
+    """The requested datasets; raises UserError if they, or a number, make no sense."""
+    names = list(dict.fromkeys(args.sets.split(",")))
+    unknown = [name for name in names if name not in SETS]
+    if unknown:
+        raise UserError(f"--sets {args.sets}: there is no {unknown[0]!r}; there are: {', '.join(SETS)}")
+    for is_wrong, rule in (
+        (args.train < 1 or args.test < 1, "--train and --test: at least 1"),
+        (args.seed < 0, "--seed: not below 0"),
+        (not 0.1 <= args.scale <= 4, "--scale: between 0.1 and 4"),
+        (not 0 <= args.variety <= 1, "--variety: between 0 and 1"),
+    ):
+        if is_wrong:
+            raise UserError(rule)
+    return names
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "data", help="folder of the datasets (default: data)")
+    parser.add_argument("--sets", default=",".join(SETS), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=200, help="training samples per dataset (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=50, help="test samples per dataset (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the images' size (default: 1)")
+    parser.add_argument("--variety", type=float, default=1.0, help="of poses and views, 0 to 1 (default: 1)")
+    parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help="folder of the MANO files or their stand-in")
+    return parser.parse_args()
