@@ -17,7 +17,7 @@ from common.nets.mano_files import read_hand_models  # noqa: E402
 from main.build import build_model  # noqa: E402
 from main.config import Config, config_to_dict  # noqa: E402
 from main.model import InterWild  # noqa: E402
-from tool.make_checkpoint import show_something  # noqa: E402
+from tool.untrained import show_something  # noqa: E402
 
 
 @pytest.fixture(scope="session")

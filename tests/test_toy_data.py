@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -357,6 +359,86 @@ def test_old_toy_data_go_and_the_projects_files_stay(tmp_path: Path) -> None:
     ours = {"HIC.py", "__init__.py", ".gitkeep", "cache/columns.npy"}
     assert set(contents(folder)) == ours | {"images/c.jpg", TOY_MARK}
     assert not (folder / "images" / "deep").exists()
+
+
+def switch_steps(monkeypatch: pytest.MonkeyPatch, fail_at: int) -> list[str]:
+    """Count the steps of a switch between sets, and fail from one of them on, as when the process is killed."""
+    steps: list[str] = []
+
+    def counted(name: str, run: Callable) -> Callable:
+        def step(*args: object, **more: object) -> object:
+            if name == "replace" and Path(str(args[0])).suffix == ".tmp":
+                return run(*args, **more)  # a file that is written whole, before the switch
+            steps.append(name)
+            if len(steps) > fail_at:
+                raise KeyboardInterrupt
+            return run(*args, **more)
+
+        return step
+
+    monkeypatch.setattr(os, "replace", counted("replace", os.replace))
+    monkeypatch.setattr(shutil, "rmtree", counted("rmtree", shutil.rmtree))
+    return steps
+
+
+@pytest.mark.parametrize("fail_at", range(8))
+def test_a_kill_at_any_step_of_the_switch_loses_neither_set(
+    fail_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first rename on the new set is whole on the disk; the next run completes it and clears leftovers."""
+    folder = tmp_path / "set"
+    fill(folder, ["annotations/old.json", "images/old.jpg", "list.txt"])
+    with monkeypatch.context() as patch:
+        steps = switch_steps(patch, fail_at)
+        with pytest.raises(KeyboardInterrupt):
+            fill(folder, ["annotations/new.json", "images/new.jpg"])
+        assert steps == ["replace"] * min(fail_at, 6) + ["rmtree"] * max(0, fail_at - 6) + steps[fail_at:]
+    assert len(list(folder.rglob("new.*"))) == 2  # nothing of the new set is lost
+    assert len(list(folder.rglob("old.*"))) == 2 or fail_at > 6  # nor of the old, before the new one is in place
+    with pytest.raises(RuntimeError), toy_folder(folder):  # a next run that writes nothing
+        raise RuntimeError
+    assert set(contents(folder)) == {"annotations/new.json", "images/new.jpg", TOY_MARK}
+    check_folder(folder)
+
+
+def test_a_signal_during_the_switch_ends_it_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unlike a kill, a signal leaves time: the new set is in place when the command ends."""
+    folder, replace, calls = tmp_path / "set", os.replace, []
+    fill(folder, ["images/old.jpg"])
+
+    def interrupted(source: Path, target: Path) -> None:
+        replace(source, target)
+        calls.append(source)
+        if len(calls) == 2:  # after the marker is written and the old images are moved aside
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fill(folder, ["images/new.jpg"])
+    assert set(contents(folder)) == {"images/new.jpg", TOY_MARK}
+
+
+def test_a_file_put_between_half_switched_sets_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "set"
+    fill(folder, ["images/old.jpg"])
+    with monkeypatch.context() as patch:
+        switch_steps(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            fill(folder, ["images/new.jpg"])
+    (folder / "own.zip").write_text("somebody's own")
+    with pytest.raises(UserError, match="own.zip"):
+        fill(folder, ["images/a.jpg"])
+    assert (folder / "own.zip").exists() and len(list(folder.rglob("*.jpg"))) == 2
+
+
+def test_leftovers_of_a_killed_run_are_cleared(tmp_path: Path) -> None:
+    """Its half-written files, temporary ones included, lie in one hidden folder."""
+    folder = tmp_path / "set"
+    fill(folder, ["images/a.jpg"])
+    (folder / ".toy_partial" / "images").mkdir(parents=True)
+    (folder / ".toy_partial" / "images" / ".0123456789abcdef.tmp").write_text("half")
+    fill(folder, ["images/b.jpg"])
+    assert set(contents(folder)) == {"images/b.jpg", TOY_MARK}
 
 
 def test_an_interrupted_run_leaves_the_old_data_whole(tmp_path: Path) -> None:

@@ -560,8 +560,8 @@ class Workspace:
         from main.build import build_model
         from main.config import config_to_dict
         from main.options import change_config, preset_config
-        from tool.make_checkpoint import show_something
         from tool.toy.standin_hand import write_standin
+        from tool.untrained import show_something
 
         if self.out.exists():
             raise UserError(f"{self.out} exists; name another folder with --out")

@@ -16,7 +16,7 @@ from main.config import Config
 from main.model import InterWild
 from tool.benchmarks.core import Clock, Figure, peak_memory
 from tool.benchmarks.profile import run_profile
-from tool.make_checkpoint import show_something
+from tool.untrained import show_something
 
 INFERENCE_LIMIT, INPUT_SPEED_LIMIT, INPUT_MEMORY_LIMIT, INPUT_ERROR_LIMIT = 1.15, 10.0, 2.0, 1e-5
 MATMUL_SIZE = {"cuda": 8192, "cpu": 1024}
