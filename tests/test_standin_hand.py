@@ -132,6 +132,8 @@ def test_mesh_is_a_hand_sized_solid_facing_outward(hands: dict) -> None:
         vertices, faces = hand["v_template"], hand["f"]
         assert 0.0002 < volume(vertices, faces) < 0.0005
         assert 0.18 < np.linalg.norm(vertices[FINGERTIP_VERTICES["Middle_4"]] - hand["J"][0]) < 0.20
+        index, pinky = (hand["J"][MANO_JOINTS.index(f"{finger}_1")] for finger in ("Index", "Pinky"))
+        assert 0.075 < np.linalg.norm(index - pinky) < 0.08, "the palm is too narrow or too wide"
         corners = vertices[faces.astype(int)]
         areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
         assert areas.min() > 2e-6
