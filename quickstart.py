@@ -3,25 +3,26 @@
 
     python3 quickstart.py               # environment, generated hand and data, training, test, demo
     python3 quickstart.py --tests       # environment, lint, all tests
-    python3 quickstart.py --gpu cpu     # without a GPU, also where there is one
+    python3 quickstart.py --gpu cpu     # on the CPU, even if there is a GPU
 
-The first run installs what requirements.txt names into .venv (about 6 GB with PyTorch's CUDA libraries). Then it
-generates a hand model and pictures of such hands in the official formats, trains a small network on them, tests it
-before and after on pictures it has not seen, and runs the demo on some of these and on your photos in demo/images.
-Everything is written below output/quickstart; what is there already is not made anew, and what was interrupted goes
-on. --fresh begins again.
+The first run installs requirements.txt into .venv (about 6 GB with PyTorch's CUDA libraries). Then it generates a hand
+model and images of such hands in the official formats, trains a small network on them, tests it before and after on
+images it has not seen, and runs the demo on some of these and on your photos in demo/images.
+Everything is written below output/quickstart. Finished stages are skipped; an interrupted run resumes. --fresh starts
+over.
 
-The network so trained knows generated hands only. For real photos get the published checkpoint and MANO: README.md.
-Exit code: 0; 2 with one line on stderr if something fails.
+This network knows generated hands only. For real photos get the published checkpoint and MANO: see README.md.
+Exit code: 0; 2 with one line on stderr if something fails; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
-from __future__ import annotations  # types that an older Python, which is to see the message, does not have
+from __future__ import annotations  # an older Python must get as far as its message
 
 import argparse
 import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -31,9 +32,9 @@ from common.options import IMAGE_SUFFIXES, count
 
 ROOT = Path(__file__).resolve().parent
 OLDEST = (3, 10)
-# Training pictures a dataset and epochs: chosen so that two CPU cores need about ten minutes.
+# Training images per dataset and epochs: two CPU cores need about ten minutes.
 SAMPLES, EPOCHS, TEST_SAMPLES, DEMO_SAMPLES = 1000, 7, 64, 6
-VARIETY = 0.25  # poses and views that a small network learns in this time
+VARIETY = 0.25  # poses and views that a small network can learn in this time
 TEST_SETS = ("InterHand26M", "HIC", "MSCOCO")
 
 
@@ -44,35 +45,28 @@ class Failure(Exception):
 def main() -> None:
     args = parse_args()
     if sys.version_info < OLDEST:
-        version = ".".join(map(str, OLDEST))
-        raise Failure(
-            f"Python {version} or newer is needed, and this is {sys.version.split()[0]}: python{version} {__file__}"
-        )
+        needed, this = ".".join(map(str, OLDEST)), sys.version.split()[0]
+        raise Failure(f"Python {needed} or newer is needed, and this is {this}: python{needed} {__file__}")
     if args.tests:
         python = make_environment(args.env, ROOT / "requirements-dev.txt")
-        for command in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pytest"]):
-            run([python, "-m", *command], "the " + command[0] + " step")
+        for command in ("ruff check .", "ruff format --check .", "pytest"):
+            run([python, "-m", *command.split()], command)
         print("lint and tests passed")
         return
     started = time.monotonic()
-    python = make_environment(args.env, ROOT / "requirements.txt")
-    Quickstart(python, args).run()
-    print(f"all in {clock(time.monotonic() - started)}")
+    Quickstart(make_environment(args.env, ROOT / "requirements.txt"), args).run()
+    print(f"finished in {clock(time.monotonic() - started)}")
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tests", action="store_true", help="run lint and tests instead")
-    parser.add_argument("--gpu", help="a GPU's number, or cpu (default: 0 if there is one, else the CPU)")
-    parser.add_argument("--fresh", action="store_true", help="make everything anew but the environment")
-    parser.add_argument(
-        "--samples", type=count, default=SAMPLES, help="training pictures of a set (default: %(default)s)"
-    )
+    parser.add_argument("--gpu", help="a GPU's number, or cpu (default: 0, or the CPU without one)")
+    parser.add_argument("--fresh", action="store_true", help="start over, but keep the environment")
+    parser.add_argument("--samples", type=count, default=SAMPLES, help="training images per set (default: %(default)s)")
     parser.add_argument("--epochs", type=count, default=EPOCHS, help="of training (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "quickstart", help="folder to write into")
-    parser.add_argument(
-        "--env", default=str(ROOT / ".venv"), help="folder of the environment; none: this Python as it is"
-    )
+    parser.add_argument("--env", default=str(ROOT / ".venv"), help="folder of the environment; none: this Python")
     return parser.parse_args()
 
 
@@ -80,7 +74,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def make_environment(folder: str, requirements: Path) -> str:
-    """The Python of an environment that has what `requirements` names; it is made, or completed, where need be."""
+    """The Python of an environment with these requirements, which is made or completed first if necessary."""
     if folder == "none":
         return sys.executable
     home = Path(folder).resolve()
@@ -89,46 +83,48 @@ def make_environment(folder: str, requirements: Path) -> str:
     mark = home / f"{requirements.stem}-{hashlib.sha256(b''.join(texts)).hexdigest()[:12]}.installed"
     if mark.is_file() and python.is_file():
         return str(python)
-    print(f"[environment] installing {requirements.name} into {home}, a few minutes", flush=True)
-    pip = [str(python), "-m", "pip"]
-    if not python.is_file():
-        # Debian's Python lacks the part that puts pip into an environment; its own pip can serve it from outside.
-        inside = subprocess.run([sys.executable, "-c", "import ensurepip"], capture_output=True).returncode == 0
-        run([sys.executable, "-m", "venv", *([] if inside else ["--without-pip"]), str(home)], "making .venv")
-    if subprocess.run([*pip, "--version"], capture_output=True).returncode:
-        pip = [sys.executable, "-m", "pip", "--python", str(python)]
-    run([*pip, "install", "--disable-pip-version-check", "-r", str(requirements)],
-        "installing the requirements", "is there a network connection, and room for 6 GB?")  # fmt: skip
+    pip, log, started = [str(python), "-m", "pip"], home / "install.log", time.monotonic()
+    print(f"[environment] installing {requirements.name} into {home} (log: {log.name}): ", end="", flush=True)
+    try:
+        if not python.is_file():
+            # Debian's Python lacks the part that puts pip into an environment; its own pip can serve it from outside.
+            inside = subprocess.run([sys.executable, "-c", "import ensurepip"], capture_output=True).returncode == 0
+            run([sys.executable, "-m", "venv", *([] if inside else ["--without-pip"]), str(home)], "making .venv")
+        if subprocess.run([*pip, "--version"], capture_output=True).returncode:
+            pip = [sys.executable, "-m", "pip", "--python", str(python)]
+        run([*pip, "install", "--disable-pip-version-check", "-r", str(requirements)], "installing the requirements",
+            f"see {log}; is there a network connection, and room for 6 GB?", log)  # fmt: skip
+    finally:
+        print(clock(time.monotonic() - started), flush=True)
     mark.touch()
     return str(python)
 
 
-def run(command: list[object], what: str, advice: str = "the reason stands above") -> None:
-    """Run a command in the project's folder, its output on the screen.
+def run(command: list[object], what: str, advice: str = "see the errors above", log: Path | None = None) -> None:
+    """Run a command in the project's folder, its output on the screen or in a file.
 
     Raises:
         Failure: it did not end well.
-        KeyboardInterrupt: after Ctrl-C, when the command has ended.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the command has ended.
     """
-    try:
-        process = subprocess.Popen([str(part) for part in command], cwd=ROOT, env=environment())
-    except OSError as error:
-        raise Failure(f"{what} failed: {error}") from None
-    stopped = False
-    while True:
+    output = open(log, "w") if log else None
+    process = subprocess.Popen([*map(str, command)], cwd=ROOT, env=environment(), stdout=output, stderr=output)
+    stopped = code = None
+    while code is None:
         try:
             code = process.wait()
-            break
-        except KeyboardInterrupt:  # reaches the program, too, which may have a checkpoint to save
-            stopped = True
+        except KeyboardInterrupt as interrupt:  # the program may have a checkpoint to save
+            stopped = interrupt
+            if stopped.args:  # SIGTERM; Ctrl-C reaches the program without help
+                process.terminate()
     if stopped:
-        raise KeyboardInterrupt
+        raise stopped
     if code:
         raise Failure(f"{what} failed (exit code {code}): {advice}")
 
 
 def environment() -> dict[str, str]:
-    """Of the programs that are run: without what belongs to another Python."""
+    """Environment variables of the commands, without those that belong to another Python."""
     return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
 
 
@@ -136,7 +132,7 @@ def environment() -> dict[str, str]:
 
 
 class Quickstart:
-    """The stages after the environment; each writes a mark when it is done, and is passed over while that holds."""
+    """The stages after the environment; each leaves a mark when it is finished, and is skipped while that holds."""
 
     def __init__(self, python: str, args: argparse.Namespace) -> None:
         self.python, self.out = python, args.output.resolve()
@@ -163,12 +159,12 @@ class Quickstart:
 
         train = ["main/train.py", "--gpu", self.gpu, *network, "--trainset_3d", "InterHand26M", "--output", self.out]
         train += ["--end_epoch", args.epochs, "--lr_dec_epoch", round(0.85 * args.epochs), "--visualize_every", 200]
-        # Less augmentation than for photos: in a few minutes the network sees no picture often.
+        # Less augmentation than for photos: in a few minutes the network sees no image often.
         train += ["--augmentation", "rot=15", "scale=0.1", *data]
         toy = ["tool/make_toy_data.py", "--out", self.out / "data", "--sets", "InterHand26M,MSCOCO,HIC", "--scale", 0.5]
         toy += ["--variety", VARIETY, "--train", args.samples, "--test", TEST_SAMPLES, *mano]
         start = ["tool/make_checkpoint.py", *network, "--heads", "start", "--out", begin, "--overwrite"]
-        # Name, share of the whole time, commands, and a file that must be there afterwards.
+        # Name, share of the total time, commands, and a file that must exist afterwards.
         self.stages = [
             ("hand", 1, [["tool/make_standin_hand.py", "--out", self.out / "mano"]], self.out / "mano/MANO_LEFT.pkl"),
             ("data", 14, [toy], self.out / "data/HIC/data/HIC.json"),
@@ -191,32 +187,31 @@ class Quickstart:
         return done.stdout.strip()
 
     def run(self) -> None:
-        """All stages, then what there is to see."""
-        print(f"[quickstart] on {'the CPU' if self.gpu == 'cpu' else 'GPU ' + self.gpu}; everything is in {self.out}")
+        """All stages, then what to look at."""
+        print(f"[quickstart] on {'the CPU' if self.gpu == 'cpu' else 'GPU ' + self.gpu}; output: {self.out}")
         begun, total = time.monotonic(), sum(share for _, share, _, _ in self.stages) + 5
-        behind = fresh = 0
+        behind = fresh = 0  # shares of the stages so far, and of those that ran now
         for number, (name, share, commands, product) in enumerate(self.stages, 1):
             mark = self.out / "done" / (name.replace(" ", "_") + ".json")
             asked = json.dumps([[str(part) for part in command] for command in commands])
-            done = mark.is_file() and mark.read_text() == asked and product.is_file()
             where = f"[{number}/{len(self.stages) + 1} {name}]"
-            if done:
-                print(f"{where} is there")
+            if mark.is_file() and mark.read_text() == asked and product.is_file():
+                print(f"{where} finished before, skipped")
             else:
-                gone = time.monotonic() - begun
-                left = f", about {clock(gone / fresh * (total - behind))} left" if fresh > 4 else ""
-                print(f"{where} {clock(gone)} gone{left}", flush=True)
+                elapsed = time.monotonic() - begun
+                left = f", about {clock(elapsed / fresh * (total - behind))} left" if fresh > 4 else ""
+                print(f"{where} {clock(elapsed)} elapsed{left}", flush=True)
                 mark.unlink(missing_ok=True)
                 for command in commands:
-                    run([self.python, *self.going_on(command, asked)], f"stage '{name}'")
+                    run([self.python, *self.resumable(command, asked)], f"stage '{name}'")
                 mark.write_text(asked)
                 fresh += share
             behind += share
         self.run_demo(f"[{len(self.stages) + 1}/{len(self.stages) + 1} demo]")
         self.report()
 
-    def going_on(self, command: list[object], asked: str) -> list[object]:
-        """A training goes on where it was interrupted, if it is the same; another one begins again."""
+    def resumable(self, command: list[object], asked: str) -> list[object]:
+        """A training resumes where it was interrupted if its command is the same; otherwise it starts over."""
         if command[0] != "main/train.py":
             return command
         mark = self.out / "done" / "train_begun.json"
@@ -225,36 +220,33 @@ class Quickstart:
         return [*command, "--continue" if same else "--overwrite"]
 
     def run_demo(self, where: str) -> None:
-        """On pictures that were not trained on, and on the user's photos."""
+        """On images that were not trained on, and on the user's photos."""
         chosen = []
         for name, pattern in (("MSCOCO", "images/val2017/*"), ("InterHand26M", "images/test/**/*.jpg")):
             files = sorted(path for path in (self.out / "data" / name).glob(pattern) if path.is_file())
             chosen += files[:: max(1, len(files) // DEMO_SAMPLES)][:DEMO_SAMPLES]
         photos = [path for path in (ROOT / "demo" / "images").glob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
         mine = f" and {len(photos)} photos of demo/images" if photos else "; put photos into demo/images for more"
-        print(f"{where} {len(chosen)} held-out pictures{mine}", flush=True)
+        print(f"{where} {len(chosen)} held-out images{mine}", flush=True)
         run([self.python, *self.demo, "--input", *chosen, *([ROOT / "demo" / "images"] if photos else [])], "the demo")
 
     def report(self) -> None:
-        """Figures before and after, and where the pictures are."""
-        print("\nheld-out generated pictures, before and after training (mm; IoU in percent)\n")
+        """Results before and after, and where the images are."""
+        print("\nheld-out generated images, before and after training (mm; IoU in percent)\n")
         for name in TEST_SETS:
             files = self.out / f"before/result/{name}_0.json", self.out / f"after/result/{name}_{self.last}.json"
             before, after = (json.loads(file.read_text())["metrics"] for file in files)
             for label in after:
-                print(f"  {name:13}{label:38}{show(before.get(label)):>9} -> {show(after[label])}")
+                old, new = ("-" if v is None else f"{v:.1f}" for v in (before.get(label), after[label]))
+                print(f"  {name:13}{label:38}{old:>9} -> {new}")
         print(f"""
-pictures, below {self.out}:
-  demo/sheet.jpg             all on one sheet: photo, boxes, skeletons, meshes, the meshes from another side
-  demo/renders/*.html        the meshes in a browser, to turn
+images, in {self.out}:
+  demo/sheet.jpg             contact sheet: photo, boxes, skeletons, meshes, the meshes from another side
+  demo/renders/*.html        the meshes in a browser, to rotate
   after/result/*.jpg, *.png  test samples, the worst, histograms of the errors
-  vis/*.jpg                  samples while training
+  vis/*.jpg                  samples during training
   log/                       losses of each step; tensorboard --logdir {self.out / "log"}
 """)
-
-
-def show(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
 
 
 def clock(seconds: float) -> str:
@@ -262,12 +254,23 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
-if __name__ == "__main__":
+def stop(number: int, _: object) -> None:
+    """Handle SIGTERM like Ctrl-C."""
+    raise KeyboardInterrupt(number)
+
+
+def start() -> None:
+    """Run `main` and leave the process."""
+    signal.signal(signal.SIGTERM, stop)
     try:
         main()
-    except Failure as failure:
+    except (Failure, OSError) as failure:
         print(f"error: {failure}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stopped:
+        print("stopped; the same command resumes", file=sys.stderr)
+        sys.exit(128 + (stopped.args or (signal.SIGINT,))[0])
+
+
+if __name__ == "__main__":
+    start()

@@ -1,6 +1,9 @@
 """The front door: what a newcomer meets. The whole of it is in the slow test."""
 
+import ast
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,9 +28,7 @@ def test_an_old_python_is_told_which_one_is_needed(monkeypatch):
 
 
 def test_it_parses_on_pythons_that_are_too_old_to_run_it():
-    """Else they answer with a syntax error and not with the message."""
-    import ast
-
+    """Otherwise they answer with a syntax error and not with the message."""
     for path in (ROOT / "quickstart.py", ROOT / "common" / "options.py"):  # and what it imports
         ast.parse(path.read_text(), feature_version=(3, 7))
 
@@ -49,7 +50,7 @@ def test_an_output_folder_that_cannot_be_made(tmp_path):
 
 def test_a_finished_stage_is_not_run_again_and_a_changed_one_is(tmp_path, monkeypatch, capsys):
     ran = []
-    monkeypatch.setattr(quickstart, "run", lambda command, what, advice="": ran.append(command))
+    monkeypatch.setattr(quickstart, "run", lambda command, what, advice="", log=None: ran.append(command))
     monkeypatch.setattr(quickstart.Quickstart, "run_demo", lambda self, where: None)
     monkeypatch.setattr(quickstart.Quickstart, "report", lambda self: None)
 
@@ -68,11 +69,41 @@ def test_a_finished_stage_is_not_run_again_and_a_changed_one_is(tmp_path, monkey
     assert scripts.count("train.py") == 1 and scripts.count("test.py") == 6
     assert "--overwrite" in next(command for command in ran if command[1] == "main/train.py")
     assert again() == []
-    assert capsys.readouterr().out.count("is there") == 5
+    assert capsys.readouterr().out.count("skipped") == 5
     assert again("--epochs", "9") == ["train.py", "test.py", "test.py", "test.py"]
     (tmp_path / "done" / "train.json").unlink()  # as if interrupted: checkpoints are there
     again("--epochs", "9")
     assert "--continue" in ran[0]
+
+
+def test_sigterm_ends_it_with_one_line_and_takes_its_child_along():
+    """The child gets time to save a checkpoint, so it is told and waited for."""
+    child = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    code = "import quickstart, sys; quickstart.main = lambda: quickstart.run([sys.executable, '-c', sys.argv[1]], '')"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{code}; quickstart.start()", child],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    ident = int(process.stdout.readline())
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 143 and errors == "stopped; the same command resumes\n"
+    with pytest.raises(ProcessLookupError):
+        os.kill(ident, 0)
+
+
+def test_pip_is_one_line_on_the_screen_and_a_log_in_a_file(tmp_path, monkeypatch, capfd):
+    """A failed installation names the log."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(
+        "#!/bin/sh\necho pip talks; case $* in *--version*) exit 0; esac; exit 1\n"
+    )
+    (tmp_path / "bin" / "python").chmod(0o755)
+    with pytest.raises(quickstart.Failure, match="see .*install.log; is there a network"):
+        quickstart.make_environment(str(tmp_path), ROOT / "requirements.txt")
+    output = capfd.readouterr()
+    assert output.out.count("\n") == 1 and "install.log): 0:00" in output.out and not output.err
+    assert (tmp_path / "install.log").read_text() == "pip talks\n"
 
 
 @pytest.mark.slow
