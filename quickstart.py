@@ -70,9 +70,6 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-# ---- The environment ----
-
-
 def make_environment(folder: str, requirements: Path) -> str:
     """The Python of an environment with these requirements, which is made or completed first if necessary."""
     if folder == "none":
@@ -126,9 +123,6 @@ def run(command: list[object], what: str, advice: str = "see the errors above", 
 def environment() -> dict[str, str]:
     """Environment variables of the commands, without those that belong to another Python."""
     return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
-
-
-# ---- The stages ----
 
 
 class Quickstart:

@@ -77,9 +77,6 @@ def write(root: Path, plan: Plan) -> None:
             put(root / COCO_MANO, fits)
 
 
-# ---- the scene ----
-
-
 def _sample_scene(rng: np.random.Generator, plan: Plan) -> _Scene:
     """A scene whose hands are within the image, or nearly."""
     while True:
@@ -174,9 +171,6 @@ def _fill(
         return np.clip(colour * (0.45 + 0.55 * inner + weave), 0, 1)
 
     paint(image, draw, shade)
-
-
-# ---- the records ----
 
 
 def _image_record(ident: int, size: tuple[int, int]) -> dict[str, Any]:

@@ -56,9 +56,6 @@ class Plan(NamedTuple):
         return finish(rng, image, noise=noise, blur=0.8 * self.scale, grey=grey)
 
 
-# ---- folders ----
-
-
 def check_folder(folder: Path) -> None:
     """Check that a dataset's folder may be written.
 
@@ -159,9 +156,6 @@ def _listed(folder: Path) -> set[tuple[str, int]]:
     return {(entry[1], int(entry[0])) for entry in entries if len(entry) == 2 and entry[0].isdigit()}
 
 
-# ---- files ----
-
-
 def put(path: Path, content: Any, quality: int = 95) -> None:
     """Write a file, and make its folder: an array as an image, text as it is, anything else as JSON."""
     make_folder(path.parent)
@@ -171,9 +165,6 @@ def put(path: Path, content: Any, quality: int = 95) -> None:
         atomic_write(path, content.encode())
     else:
         write_json(path, content)
-
-
-# ---- numbers ----
 
 
 def rounded(values: np.ndarray, digits: int) -> list:

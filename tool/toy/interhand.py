@@ -141,9 +141,6 @@ def _annotation_record(shot: Shot) -> dict[str, Any]:
     }
 
 
-# ---- the toy dataset ----
-
-
 def write(root: Path, plan: Plan) -> None:
     """Write data/InterHand26M."""
     for split, count in zip(SPLITS, (plan.train, plan.test), strict=True):

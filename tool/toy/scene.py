@@ -6,6 +6,7 @@ camera in front of the person (x right in the image, y down, z away from the vie
 dataset's world, or moves the hands to a camera with `move_hands`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -116,9 +117,6 @@ def build_rig(models: tuple[HandModel, HandModel]) -> HandRig:
     return HandRig(mano, models, regressor, flexion, splay, weights, radii)
 
 
-# ---- poses ----
-
-
 def sample_hand_pose(rng: np.random.Generator, rig: HandRig, side: int, gesture: str | None = None) -> np.ndarray:
     """A plausible hand pose, (15, 3) axis-angle without the mean pose.
 
@@ -181,25 +179,18 @@ def _sample_rotation(rng: np.random.Generator, side: int, variety: float, spread
     return palm_rotation(fingers, palm, side)
 
 
-# ---- two hands together ----
-
-
-class _Limp(NamedTuple):
-    """Hands bent but not placed: relative to the pivot, in their own axes."""
-
-    vertices: np.ndarray  # (2, 778, 3)
-    joints: np.ndarray  # (2, 21, 3)
-    pivots: np.ndarray  # (2, 3)
-    hand_pose: np.ndarray  # (2, 15, 3)
-    betas: np.ndarray  # (2, 10)
-
-
 def _bend(
-    rng: np.random.Generator, rig: HandRig, betas: np.ndarray | None, gestures: list[str | None], variety: float
-) -> _Limp:
+    rng: np.random.Generator,
+    rig: HandRig,
+    present: tuple[bool, bool],
+    betas: np.ndarray | None = None,
+    gestures: Sequence[str | None] = (None, None),
+    variety: float = 1.0,
+) -> Hands:
     """Draw the poses of both hands, and their shape unless it is given: the two hands of a person differ a little.
 
-    Numbers are rounded to float32 first, as the files of the datasets hold them.
+    Both wrists are at the origin, the axes are the hands' own. Numbers are rounded to float32 first, as the files of
+    the datasets hold them.
     """
     pose = variety * np.stack([sample_hand_pose(rng, rig, side, gestures[side]) for side in (RIGHT, LEFT)])
     both = np.stack((betas, betas)) if betas is not None else sample_betas(rng) + rng.normal(0, 0.05, (2, 10))
@@ -207,11 +198,11 @@ def _bend(
     params = ManoParams(torch.zeros(1, 2, 3), torch.from_numpy(pose)[None], torch.from_numpy(both)[None])
     with torch.no_grad():
         vertices = rig.mano(params)[0][0].double().numpy()
-    pivots = np.stack(
-        [m.J_regressor[0] @ (m.v_template + m.shapedirs @ b) for m, b in zip(rig.models, both, strict=True)]
-    )
+    pivots = [m.J_regressor[0] @ (m.v_template + m.shapedirs @ b) for m, b in zip(rig.models, both, strict=True)]
+    pivots = np.stack(pivots)
     vertices -= pivots[:, None]
-    return _Limp(vertices, rig.regressor @ vertices, pivots, pose, both)
+    joints = rig.regressor @ vertices
+    return Hands(np.array(present), np.zeros((2, 3)), pose, both, -pivots, pivots, vertices, joints)
 
 
 def fill_with_balls(rig: HandRig, joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -256,9 +247,9 @@ def _palm_centre(joints: np.ndarray) -> np.ndarray:
     return joints[[WRIST, JOINTS.index("Index_1"), JOINTS.index("Pinky_1")]].mean(0)
 
 
-def _place(rng: np.random.Generator, rig: HandRig, limp: _Limp, rotations: np.ndarray, layout: str) -> np.ndarray:
-    """Where the hands' pivots go, (2, 3) m: anchors on each other, then apart along a line until they touch."""
-    joints = np.einsum("hab,hjb->hja", rotations, limp.joints)
+def _place(rng: np.random.Generator, rig: HandRig, bent: Hands, rotations: np.ndarray, layout: str) -> np.ndarray:
+    """Where the wrists go, (2, 3) m: anchors on each other, then apart along a line until the hands touch."""
+    joints = np.einsum("hab,hjb->hja", rotations, bent.joints)
     anchors = np.stack([_palm_centre(joints[h]) for h in (RIGHT, LEFT)])
     mover, gap = LEFT, rng.uniform(-0.001, 0.012)
     aside = rng.normal(0, 0.012, 3)
@@ -278,11 +269,11 @@ def _place(rng: np.random.Generator, rig: HandRig, limp: _Limp, rotations: np.nd
         direction = direction / np.linalg.norm(direction) + rng.normal(0, 0.15, 3)
         anchors[1 - mover] = joints[1 - mover, rng.integers(1, 21)] if rng.random() < 0.4 else anchors[1 - mover]
     direction = direction / np.linalg.norm(direction)
-    pivots = -anchors
-    pivots[mover] += aside
-    balls = [fill_with_balls(rig, joints[h] + pivots[h]) for h in (RIGHT, LEFT)]
-    pivots[mover] += direction * (slide_apart(balls[1 - mover], balls[mover], direction) + gap)
-    return pivots
+    wrists = -anchors
+    wrists[mover] += aside
+    balls = [fill_with_balls(rig, joints[h] + wrists[h]) for h in (RIGHT, LEFT)]
+    wrists[mover] += direction * (slide_apart(balls[1 - mover], balls[mover], direction) + gap)
+    return wrists
 
 
 def sample_hands(
@@ -305,56 +296,36 @@ def sample_hands(
     gestures: list[str | None] = [None, None]
     if all(present) and layout == "touch" and rng.random() < 0.6:
         gestures[int(rng.integers(2))] = "point"
-    limp = _bend(rng, rig, betas, gestures, variety)
+    bent = _bend(rng, rig, present, betas, gestures, variety)
     rotations = _layout_rotations(rng, layout if all(present) else "near", variety)
-    pivots = _place(rng, rig, limp, rotations, layout) if all(present) else np.zeros((2, 3))
-    return _assemble(rig, limp, rotations, pivots, np.array(present), recentre=True)
+    wrists = _place(rng, rig, bent, rotations, layout) if all(present) else np.zeros((2, 3))
+    hands = move_hands(bent, rotations, wrists)
+    seen = hands.joints[hands.present].reshape(-1, 3)
+    return move_hands(hands, np.eye(3), -(seen.min(0) + seen.max(0)) / 2)
 
 
 def sample_hands_apart(
     rng: np.random.Generator, rig: HandRig, present: tuple[bool, bool], wrists: np.ndarray, variety: float = 1.0
 ) -> Hands:
     """Two unrelated hands, their wrists (2, 3) m at given places of `stage`."""
-    limp = _bend(rng, rig, None, [None, None], variety)
-    rotations = np.stack([_sample_rotation(rng, side, variety, 0.7) for side in (RIGHT, LEFT)])
-    return _assemble(rig, limp, rotations, wrists, np.array(present), recentre=False)
-
-
-def _assemble(
-    rig: HandRig, limp: _Limp, rotations: np.ndarray, pivots: np.ndarray, present: np.ndarray, recentre: bool
-) -> Hands:
-    orient = matrix_to_axis_angle(torch.from_numpy(rotations)).float()
-    rotations = axis_angle_to_matrix(orient.double()).numpy()  # of the rounded numbers
-    joints = np.einsum("hab,hjb->hja", rotations, limp.joints) + pivots[:, None]
-    if recentre:
-        seen = joints[present].reshape(-1, 3)
-        pivots = pivots - (seen.min(0) + seen.max(0)) / 2
-    transl = (pivots - limp.pivots).astype(np.float32).astype(np.float64)
-    pivots = limp.pivots + transl
-    vertices = np.einsum("hab,hvb->hva", rotations, limp.vertices) + pivots[:, None]
-    joints = np.einsum("hab,hjb->hja", rotations, limp.joints) + pivots[:, None]
-    return Hands(
-        present, orient.numpy().astype(np.float64), limp.hand_pose, limp.betas, transl, limp.pivots, vertices, joints
-    )
+    bent = _bend(rng, rig, present, variety=variety)
+    return move_hands(bent, np.stack([_sample_rotation(rng, side, variety, 0.7) for side in (RIGHT, LEFT)]), wrists)
 
 
 def move_hands(hands: Hands, rotation: np.ndarray, transl: np.ndarray) -> Hands:
-    """The same hands in another frame: x -> rotation x + transl. (3, 3), (3,) m.
+    """The same hands in another frame: x -> rotation x + transl. (3, 3), (3,) m; or (2, 3, 3), (2, 3) for each hand.
 
     MANO rotates a hand about its wrist, not about the origin, so its translation changes by more than `transl`.
     """
-    old = axis_angle_to_matrix(torch.from_numpy(hands.global_orient))
-    orient = matrix_to_axis_angle(torch.from_numpy(rotation) @ old).float().double().numpy()
-    moved = (hands.pivots + hands.transl) @ rotation.T + transl - hands.pivots
-    return hands._replace(
-        global_orient=orient,
-        transl=moved.astype(np.float32).astype(np.float64),
-        vertices=hands.vertices @ rotation.T + transl,
-        joints=hands.joints @ rotation.T + transl,
+    old = axis_angle_to_matrix(torch.from_numpy(hands.global_orient)).numpy()
+    orient = matrix_to_axis_angle(torch.from_numpy(rotation @ old)).float().double().numpy()
+    rotation, transl = np.broadcast_to(rotation, (2, 3, 3)), np.broadcast_to(transl, (2, 3))
+    vertices, joints, pivots = (
+        points @ rotation.swapaxes(1, 2) + transl[:, None]
+        for points in (hands.vertices, hands.joints, (hands.pivots + hands.transl)[:, None])
     )
-
-
-# ---- cameras ----
+    transl = (pivots[:, 0] - hands.pivots).astype(np.float32).astype(np.float64)
+    return hands._replace(global_orient=orient, transl=transl, vertices=vertices, joints=joints)
 
 
 def look_at(eye: np.ndarray, target: np.ndarray, roll: float = 0.0) -> tuple[np.ndarray, np.ndarray]:

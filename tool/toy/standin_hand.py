@@ -151,9 +151,6 @@ def flexion_axes(side: str = "right") -> np.ndarray:
     return axes if side == "right" else axes * -MIRROR  # rotation axes mirror as pseudo-vectors
 
 
-# ---- skinning ----
-
-
 def _ramp(x: np.ndarray, start: float, end: float) -> np.ndarray:
     """Smooth step from 0 at `start` to 1 at `end`."""
     t = np.clip((x - start) / (end - start), 0, 1)
@@ -212,9 +209,6 @@ def _joint_regressor(vertices: np.ndarray, joints: np.ndarray, nearest: int = 24
             slope -= 0.8 * np.linalg.solve(spread + 1e-9 * np.eye(3), mean)
         row[near] = weight
     return regressor
-
-
-# ---- shape and pose ----
 
 
 def _shape_modes(anatomy: Anatomy, vertices: np.ndarray, weights: np.ndarray) -> np.ndarray:
