@@ -28,7 +28,7 @@ import sys
 import time
 from pathlib import Path
 
-from common.options import IMAGE_SUFFIXES, count
+from common.options import IMAGE_SUFFIXES, Parser, count
 
 ROOT = Path(__file__).resolve().parent
 OLDEST = (3, 10)
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--tests", action="store_true", help="run lint and tests instead")
     parser.add_argument("--gpu", help="a GPU's number, or cpu (default: 0, or the CPU without one)")
     parser.add_argument("--fresh", action="store_true", help="start over, but keep the environment")

@@ -17,7 +17,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from common.checkpoint import save_checkpoint
 from common.errors import UserError
-from common.options import ROOT
+from common.options import ROOT, Parser
 from main.build import build_model, init_backbones
 from main.config import PRESETS, config_to_dict
 from main.model import InterWild
@@ -72,7 +72,7 @@ def show_something(model: InterWild) -> None:
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument(
         "--init", choices=("imagenet", "random"), default="imagenet", help="backbones (default: imagenet)"
     )

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.nets.mano_files import read_hand_models
-from common.options import MANO_FOLDER, ROOT
+from common.options import MANO_FOLDER, ROOT, Parser
 from common.utils.images import quiet_opencv
 from tool.toy import coco, hic, interhand, reinterhand
 from tool.toy.formats import Plan, check_folder, toy_folder
@@ -73,7 +73,7 @@ def check_args(args: argparse.Namespace) -> list[str]:
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "data", help="folder of the datasets (default: data)")
     parser.add_argument("--sets", default=",".join(SETS), help="comma-separated (default: %(default)s)")
     parser.add_argument("--train", type=int, default=200, help="training samples per dataset (default: %(default)s)")
