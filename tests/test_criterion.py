@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.types import ManoParams, Prediction, Targets
 from common.utils.frames import Frames
 from common.utils.rotations import axis_angle_to_matrix
-from tool import parity
+from tool.published import run as parity
 from tool.published.loss import compare, read_batch
 
 FRAMES = Frames()

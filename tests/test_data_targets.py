@@ -22,7 +22,7 @@ from data.dataset import HandDataset
 from main.build import open_dataset
 from main.config import Config, config_to_dict
 from main.options import config_of_checkpoint
-from tool import parity
+from tool.published import run as parity
 
 TURNED = Augmentation(0.85, -40.0, (1.2, 0.8, 1.05), True)
 

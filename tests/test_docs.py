@@ -115,7 +115,9 @@ SCRIPTS = [command for command in COMMANDS if command.script]
 
 
 def import_script(path: Path) -> ModuleType:
-    return importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    """The module of the script's `main` and `parse_args`, which a thin command imports."""
+    script = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    return sys.modules[script.main.__module__]
 
 
 def load_file(path: Path) -> ModuleType:

@@ -29,7 +29,7 @@ from main import train
 from main.config import Config, config_to_dict
 from main.options import config_of_checkpoint, read_config
 from main.resume import Progress, ResumePoint, TrainState, read_resume_point, restore, save_progress
-from tests.faults.mutations import (
+from tests.faults.corrupt import (
     CHECKPOINT_FAULTS,
     HARMLESS_FAULTS,
     ODD_VALUES,

@@ -24,7 +24,7 @@ from common.metrics import (
 from common.targets import complete_truth
 from common.types import LEFT, RIGHT, GroundTruth
 from common.utils.frames import Frames
-from tool import parity
+from tool.published import run as parity
 from tool.published.datasets import open_recorded, plain_id
 from tool.published.forward import load_npz
 from tool.published.metrics import REDUCED, as_published, compare, read_estimate

@@ -10,7 +10,7 @@ import torch
 from inputs import smooth_batch
 
 from common.checkpoint import read_checkpoint
-from tool import parity
+from tool.published import run as parity
 
 
 @pytest.fixture(scope="module")

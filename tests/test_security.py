@@ -22,7 +22,7 @@ FORBIDDEN = {
 }
 # What may be where, and why.
 ALLOWED = {
-    ("tool/measure_store.py", "pickle.loads"): "of what the same program has just pickled, to measure that",
+    ("tool/benchmarks/store.py", "pickle.loads"): "of what the same program has just pickled, to measure that",
 }
 RUNNING = ("subprocess.run", "subprocess.Popen", "subprocess.call", "subprocess.check_call", "subprocess.check_output")
 

@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common.errors import UserError, one_line, run_main  # noqa: E402
-from tests.faults.mutations import (  # noqa: E402
+from tests.faults.corrupt import (  # noqa: E402
     HARMLESS_FAULTS,
     ODD_VALUES,
     make_pictures,

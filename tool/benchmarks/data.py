@@ -21,7 +21,7 @@ from common.utils.frames import Frames
 from common.utils.images import load_image
 from data.dataset import HandDataset, MixedSampler, init_worker
 from main.build import open_dataset, open_training
-from tool import measure_store
+from tool.benchmarks import store as measure_store
 from tool.benchmarks.core import Figure
 from tool.benchmarks.network import Bench
 
