@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,9 @@ from common.types import Annotation
 from common.utils.augment import Augmentation
 from main.model import prepare_inference
 from tool.benchmarks import run as benchmark
-from tool.benchmarks.core import Clock, Figure, peak_memory, table
+from tool.benchmarks.core import Clock, Measurement, peak_memory, table
 from tool.benchmarks.data import metrics
-from tool.benchmarks.network import Backbones, Bench, dense_heatmaps, trunk_inputs
+from tool.benchmarks.network import Backbones, Bench, backbone_inputs, dense_heatmaps
 from tool.benchmarks.profile import run_profile
 
 CPU = torch.device("cpu")
@@ -75,9 +76,10 @@ def test_ratios_are_of_rounds_measured_in_turns(monkeypatch):
 
 
 def test_limits():
-    assert Figure("", "", 1.5, limit=1.5).met and not Figure("", "", 1.5, limit=1.5, below=True).met
-    assert Figure("", "", 10, limit=10, at_least=True).met and not Figure("", "", 9.9, limit=10, at_least=True).met
-    assert "NOT MET" in table([Figure("", "x", 2.0, limit=1.0)]) and "NOT MET" not in table([Figure("", "x", 2.0)])
+    row = partial(Measurement, "")
+    assert row("", 1.5, limit=1.5).met and not row("", 1.5, limit=1.5, below=True).met
+    assert row("", 10, limit=10, at_least=True).met and not row("", 9.9, limit=10, at_least=True).met
+    assert "NOT MET" in table([row("x", 2.0, limit=1.0)]) and "NOT MET" not in table([row("x", 2.0)])
 
 
 def test_peak_memory_counts_what_is_held_at_once():
@@ -122,10 +124,8 @@ def test_a_step_never_waits_for_the_device(small_model, mano):
     """Images, targets, network, losses and backward only queue work: the GPU is never idle for the host."""
     frames = small_model.frames
     annotation = Annotation(id=1, image_path=Path("x.jpg"), image_size=(60, 80))
-    picture = np.zeros((60, 80, 3), np.uint8)
-    samples = [
-        make_sample(annotation, picture, Augmentation(flip=flip, rot=20.0), frames, 1.0) for flip in (False, True)
-    ]
+    image = np.zeros((60, 80, 3), np.uint8)
+    samples = [make_sample(annotation, image, Augmentation(flip=flip, rot=20.0), frames, 1.0) for flip in (False, True)]
     sample, criterion = default_collate(samples), InterWildLoss(frames)
     with pytest.raises(AssertionError, match="waits"), NoWaiting():
         float(sample.color.sum())
@@ -150,7 +150,7 @@ def make_bench(model: torch.nn.Module, mano: torch.nn.Module) -> Bench:
     return Bench(SMALL, mano, Clock(CPU, 1), ("float32",), 1, 1, channels_last=False, growth=False)
 
 
-def test_the_reference_sees_what_the_trunks_see(small_model, mano):
+def test_the_reference_sees_what_the_backbones_see(small_model, mano):
     """The same shapes go into the backbones alone as into those of the network."""
     seen = {}
     backbones = Backbones(small_model, with_deconv=True)
@@ -164,7 +164,7 @@ def test_the_reference_sees_what_the_trunks_see(small_model, mano):
         part.register_forward_pre_hook(lambda _, x, name=name: seen.setdefault(name, []).append(x[0].shape))
     with torch.inference_mode():
         small_model(torch.rand(2, 3, *small_model.frames.crop))
-        backbones(*trunk_inputs(small_model, 2, make_bench(small_model, mano)))
+        backbones(*backbone_inputs(small_model, 2))
     assert set(seen) == set(parts) and all(first == second for first, second in seen.values())
 
 

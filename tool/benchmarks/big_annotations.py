@@ -1,306 +1,150 @@
-"""Write InterHand2.6M annotations of any size, made up, to try at full scale what reads them. There are no images.
+"""Write made-up InterHand2.6M annotations of any size, to try at full scale what reads them. There are no images.
 
-    python tool/benchmarks/big_annotations.py --out /tmp/big --count 1000000
-    python tool/benchmarks/big_annotations.py --out /tmp/small --count 10000 --split test --seed 1
+    python -m tool.benchmarks.big_annotations --out /tmp/big --count 1000000
+    python -m tool.benchmarks.big_annotations --out /tmp/small --count 10000 --split test --seed 1
 
 writes OUT/annotations/SPLIT/InterHand2.6M_SPLIT_{data,camera,joint_3d,MANO_NeuralAnnot}.json in the official format,
-about 0.7 kB an annotation, little by little, so that memory stays small, and makes the images' folder, empty. The same
-arguments give the same files.
+about 0.7 kB per annotation, in little memory, and makes the images' folder, empty. The same arguments give the same
+files.
 
-The proportions are those of the real set: captures of 80-140 cameras, each frame seen by about 73 of them, the order
-capture, sequence, camera, frame; both hands in half of the frames; some joints invalid, sometimes a wrist; a few frames
-without MANO parameters; numbers with as many digits. The hands stand in front of their cameras and their joints project
-into the images, but the MANO parameters are noise and belong to no joints.
+The proportions are those of the real set: captures of 110 cameras, each frame annotated in two thirds of them, the
+order capture, sequence, camera, frame; both hands in half of the sequences; some joints invalid, sometimes a wrist; a
+few frames without MANO parameters; numbers with as many digits. The joints are noise in front of the cameras; boxes and
+MANO parameters are noise, too.
 """
 
 import argparse
-import json
 import math
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
+from tqdm import tqdm
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+from common.errors import UserError, run_main
+from common.options import count
+from common.types import HAND_TYPES
+from common.utils.files import atomic_path, make_folder, write_json
+from data.layouts import INTERHAND_IMAGES, INTERHAND_JSONS
 
-from common.errors import UserError, run_main  # noqa: E402
-from common.utils.files import atomic_path, make_folder, write_json  # noqa: E402
-
-FILES = ("data", "camera", "joint_3d", "MANO_NeuralAnnot")
-SEQUENCE_FRAMES = 60  # frames of a sequence, about
-CAPTURE_FRAMES = 900  # frames of a capture, about
-MIN_CAMERAS, MAX_CAMERAS = 80, 140
-SEEN = 0.66  # share of a frame's cameras that have an annotation
-FRAME_STEP = 6  # 30 fps thinned to 5
-HAND_TYPES = ("right", "left", "interacting")
+CAMERAS, SEQUENCE_FRAMES, CAPTURE_FRAMES = 110, 60, 900
+SEQUENCE_VIEWS = CAMERAS * SEQUENCE_FRAMES * 2 // 3
 HAND_TYPE_SHARES = (0.25, 0.25, 0.5)
-JOINTS = 42  # right then left; a hand: five fingers from tip to base, then the wrist
 NO_MANO = 0.01  # share of frames
 
 
-@dataclass(frozen=True)
-class Sequence:
-    """One take, seen by all cameras of a capture. F frames, 42 joints.
-
-    Attributes:
-        frames: (F,) frame numbers.
-        hand_types: (F,) indices into HAND_TYPES.
-        joints_world: (F, 42, 3) float32, mm; (1, 1, 1) for an absent hand.
-        joints_valid: (F, 42) bool.
-    """
-
-    name: str
-    frames: np.ndarray
-    hand_types: np.ndarray
-    joints_world: np.ndarray
-    joints_valid: np.ndarray
-
-
-@dataclass(frozen=True)
-class Camera:
-    """`rotation` takes world to camera axes, `position` is the camera's centre in mm, `image_size` width, height."""
-
-    name: str
-    position: np.ndarray
-    rotation: np.ndarray
-    focal: np.ndarray
-    princpt: np.ndarray
-    image_size: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Capture:
-    number: int
-    cameras: list[Camera]
-    sequences: list[Sequence]
-
-
-def main() -> None:
-    args = parse_args()
-    if args.count < 1:
-        raise UserError("--count must be 1 or more")
-    folder = args.out / "annotations" / args.split
-    paths = {what: folder / f"InterHand2.6M_{args.split}_{what}.json" for what in FILES}
-    for path in paths.values():
-        if path.exists() and not args.overwrite:
+def write_annotations(root: Path, count: int, split: str = "train", seed: int = 0, overwrite: bool = False) -> None:
+    """Write the four files below `root`. Raises UserError if one exists and is not to be overwritten."""
+    data_file, camera_file, joint_file, mano_file = (root / name.format(split=split) for name in INTERHAND_JSONS)
+    for path in (data_file, camera_file, joint_file, mano_file):
+        if path.exists() and not overwrite:
             raise UserError(f"{path} exists; name another folder with --out, or replace it with --overwrite")
-    make_folder(folder)
-    make_folder(args.out / "images" / args.split)
+        make_folder(path.parent)
+    make_folder(root / INTERHAND_IMAGES.format(split=split))
+    rng = np.random.default_rng(seed)
+    frames = SEQUENCE_FRAMES * math.ceil(count / SEQUENCE_VIEWS)
+    captures = range(math.ceil(frames / CAPTURE_FRAMES))
+    types = np.repeat(rng.choice(3, frames // SEQUENCE_FRAMES, p=HAND_TYPE_SHARES), SEQUENCE_FRAMES)
+    present = np.stack((types != 1, types != 0), -1)  # (F, 2)
+    valid = np.repeat(present, 21, 1) & (rng.random((frames, 42)) > 0.02)
+    joints = rng.normal(0, 40, (frames, 42, 3)) + np.repeat([[-35, 0, 0], [35, 0, 0]], 21, 0)
+    joints = np.where(np.repeat(present, 21, 1)[..., None], joints, 1).astype(np.float32)
 
-    rng = np.random.default_rng(args.seed)
-    captures = make_captures(rng, args.count)
-    write_json(paths["camera"], camera_file(captures))
-    write_json(paths["joint_3d"], joint_file(captures))
-    write_json(paths["MANO_NeuralAnnot"], mano_file(rng, captures))
-    write_data(paths["data"], captures, args.count, args.seed)
-    size = sum(path.stat().st_size for path in paths.values())
-    frames = sum(len(sequence.frames) for capture in captures for sequence in capture.sequences)
-    print(f"{args.count} annotations of {frames} frames in {len(captures)} captures, {size / 1e6:.0f} MB: {folder}")
+    def by_capture(record: dict[int, Any]) -> dict[str, dict[str, Any]]:
+        return {
+            str(capture): {str(_frame_number(f)): x for f, x in record.items() if f // CAPTURE_FRAMES == capture}
+            for capture in captures
+        }
 
+    def mano_record(hands: np.ndarray) -> dict[str, Any]:
+        numbers = rng.normal(0, (*[1.0] * 3, *[0.3] * 45, *[0.8] * 10, *[0.1] * 3), (2, 61)).astype(np.float32)
+        fits = [dict(zip(("pose", "shape", "trans"), np.split(x, (48, 58)), strict=True)) for x in numbers]
+        return {side: fit if there else None for side, fit, there in zip(HAND_TYPES, fits, hands, strict=False)}
 
-def make_captures(rng: np.random.Generator, count: int) -> list[Capture]:
-    """Captures with at least `count` pairs of a frame and a camera."""
-    frames = math.ceil(count / (SEEN * (MIN_CAMERAS + MAX_CAMERAS) / 2))
-    captures: list[Capture] = []
-    pairs = 0
-    while pairs * SEEN < count:
-        cameras = [make_camera(rng, index) for index in range(rng.integers(MIN_CAMERAS, MAX_CAMERAS + 1))]
-        left = min(CAPTURE_FRAMES, max(1, frames), math.ceil((count / SEEN - pairs) / len(cameras)))
-        sequences = []
-        frame = 0
-        while left > 0:
-            length = min(left, int(rng.integers(SEQUENCE_FRAMES // 2, SEQUENCE_FRAMES * 3 // 2)))
-            frame += int(rng.integers(100, 2000))
-            sequences.append(make_sequence(rng, len(sequences), frame + FRAME_STEP * np.arange(length)))
-            frame = int(sequences[-1].frames[-1])
-            left -= length
-        captures.append(Capture(len(captures), cameras, sequences))
-        pairs += len(cameras) * sum(len(sequence.frames) for sequence in sequences)
-    return captures
+    write_json(camera_file, {str(capture): _cameras(rng) for capture in captures})
+    joint_records = {
+        f: {"world_coord": joints[f], "joint_valid": valid[f, :, None], "hand_type": HAND_TYPES[types[f]],
+            "hand_type_valid": True}
+        for f in range(frames)
+    }  # fmt: skip
+    write_json(joint_file, by_capture(joint_records))
+    write_json(mano_file, by_capture({f: mano_record(present[f]) for f in range(frames) if rng.random() >= NO_MANO}))
 
-
-def make_camera(rng: np.random.Generator, index: int) -> Camera:
-    """A camera on a sphere of about 1 m, which looks at the point where the hands are."""
-    position = rng.normal(size=3)
-    position *= rng.uniform(950, 1150) / np.linalg.norm(position)
-    forward = -position / np.linalg.norm(position)
-    right = np.cross(forward, rng.normal(size=3))
-    right /= np.linalg.norm(right)
-    rotation = np.stack((right, np.cross(forward, right), forward))
-    size = (334, 512) if rng.random() < 0.9 else (512, 334)
-    return Camera(
-        name=str((400000 if index % 2 else 410000) + 2 + index // 2),
-        position=position.astype(np.float32),
-        rotation=rotation.astype(np.float32),
-        focal=rng.normal(1275, 8, 2).astype(np.float32),
-        princpt=(np.array(size) / 2 + rng.normal(0, 6, 2)).astype(np.float32),
-        image_size=size,
-    )
-
-
-def make_sequence(rng: np.random.Generator, index: int, frames: np.ndarray) -> Sequence:
-    length = len(frames)
-    hand_type = int(rng.choice(3, p=HAND_TYPE_SHARES))
-    joints = np.ones((length, 2, JOINTS // 2, 3))
-    valid = np.zeros((length, 2, JOINTS // 2), bool)
-    for side in (0, 1):
-        if hand_type in (side, 2):
-            joints[:, side] = make_hands(rng, length, side)
-            valid[:, side] = rng.random((length, JOINTS // 2)) > 0.02
-    return Sequence(
-        name=f"{index:04d}_{('rh', 'lh', 'dh')[hand_type]}_madeup{rng.integers(100):02d}",
-        frames=frames,
-        hand_types=np.full(length, hand_type),
-        joints_world=joints.reshape(length, JOINTS, 3).astype(np.float32),
-        joints_valid=valid.reshape(length, JOINTS),
-    )
-
-
-def make_hands(rng: np.random.Generator, count: int, side: int) -> np.ndarray:
-    """(count, 21, 3) mm: hands of plausible size, turned at random, around the rig's middle."""
-    angles = np.radians((60, 25, 5, -12, -30)) * (1 if side == 0 else -1)
-    lengths = np.array(
-        [(120, 90, 65, 35), (175, 150, 125, 90), (185, 155, 130, 90), (170, 145, 120, 85), (145, 125, 110, 80)]
-    )
-    hand = np.zeros((JOINTS // 2, 3))
-    hand[:-1, :2] = (np.stack((np.sin(angles), np.cos(angles)), -1)[:, None] * lengths[..., None]).reshape(-1, 2)
-    hand[:, 1] -= 90
-    rotations = np.stack([cv2.Rodrigues(turn)[0] for turn in rng.normal(0, 1, (count, 3))])
-    middle = rng.normal(0, 15, (count, 1, 3)) + (-35 if side == 0 else 35, 0, 0)
-    return 0.75 * np.einsum("nij,kj->nki", rotations, hand) + middle + rng.normal(0, 4, (count, *hand.shape))
-
-
-def camera_file(captures: list[Capture]) -> dict:
-    def by_name(capture: Capture, attribute: str) -> dict:
-        return {camera.name: getattr(camera, attribute) for camera in capture.cameras}
-
-    keys = {"campos": "position", "camrot": "rotation", "focal": "focal", "princpt": "princpt"}
-    return {str(capture.number): {key: by_name(capture, name) for key, name in keys.items()} for capture in captures}
-
-
-def joint_file(captures: list[Capture]) -> dict:
-    content: dict = {}
-    for capture in captures:
-        frames = content[str(capture.number)] = {}
-        for sequence in capture.sequences:
-            for index, frame in enumerate(sequence.frames):
-                frames[str(frame)] = {
-                    "world_coord": sequence.joints_world[index],
-                    "joint_valid": sequence.joints_valid[index, :, None],
-                    "hand_type": HAND_TYPES[sequence.hand_types[index]],
-                    "hand_type_valid": True,
-                }
-    return content
-
-
-def mano_file(rng: np.random.Generator, captures: list[Capture]) -> dict:
-    def parameters() -> dict:
-        pose = np.concatenate((rng.normal(0, 1, 3), rng.normal(0, 0.3, 45)))
-        values = {"pose": pose, "shape": rng.normal(0, 0.8, 10), "trans": rng.normal(0, 0.1, 3)}
-        return {key: value.astype(np.float32) for key, value in values.items()}
-
-    content: dict = {}
-    for capture in captures:
-        frames = content[str(capture.number)] = {}
-        for sequence in capture.sequences:
-            for hand_type, frame in zip(sequence.hand_types, sequence.frames, strict=True):
-                if rng.random() >= NO_MANO:
-                    has = (hand_type in (0, 2), hand_type in (1, 2))
-                    frames[str(frame)] = {
-                        side: parameters() if there else None
-                        for side, there in zip(("right", "left"), has, strict=True)
-                    }
-    return content
-
-
-def write_data(path: Path, captures: list[Capture], count: int, seed: int) -> None:
-    """The large file: all images, then all annotations, written as they are made."""
-    with atomic_path(path) as temporary, open(temporary, "w") as file, progress_bar(2 * count) as progress:
-        file.write('{"images": [')
-        for image_id, (capture, sequence, camera, rows) in views(captures, count, seed):
-            separator = ", " if image_id else ""
-            file.write(separator + ", ".join(image_texts(image_id, capture, sequence, camera, rows)))
-            progress.update(len(rows))
-        file.write('], "annotations": [')
-        rng = np.random.default_rng(seed + 1)
-        for image_id, (_, sequence, camera, rows) in views(captures, count, seed):
-            separator = ", " if image_id else ""
-            file.write(separator + ", ".join(annotation_texts(image_id, sequence, camera, rows, rng)))
-            progress.update(len(rows))
+    labels = [
+        f'"joint_valid": [{", ".join(f"[{int(flag)}]" for flag in flags)}], "hand_type": "{HAND_TYPES[kind]}", '
+        for flags, kind in zip(valid, types, strict=True)
+    ]
+    with atomic_path(data_file) as temporary, open(temporary, "w") as file:
+        for start, records in (
+            ('{"images": [', (_image(*view, types) for view in _views(frames, count))),
+            ('], "annotations": [', (_annotation(id, labels[f], rng) for id, f, _ in _views(frames, count))),
+        ):
+            file.write(start)
+            for index, record in enumerate(tqdm(records, desc="writing", total=count, leave=False, unit_scale=True)):
+                file.write(", " * bool(index) + record)
         file.write("]}")
 
 
-@contextmanager
-def progress_bar(total: int) -> Iterator[tqdm]:
-    with tqdm(total=total, unit="row", desc="writing", leave=False, unit_scale=True) as progress:
-        yield progress
+def _cameras(rng: np.random.Generator) -> dict[str, dict[str, Any]]:
+    """A capture's cameras on a sphere of about 1 m, looking at its middle. In mm and px."""
+    centers = rng.normal(size=(CAMERAS, 3))
+    forward = -centers / np.linalg.norm(centers, axis=-1, keepdims=True)
+    right = np.cross(forward, rng.normal(size=(CAMERAS, 3)))
+    right /= np.linalg.norm(right, axis=-1, keepdims=True)
+    values = {
+        "campos": -forward * rng.uniform(950, 1150, (CAMERAS, 1)),
+        "camrot": np.stack((right, np.cross(forward, right), forward), 1),
+        "focal": rng.normal(1275, 8, (CAMERAS, 2)),
+        "princpt": rng.normal((167, 256), 6, (CAMERAS, 2)),
+    }
+    return {
+        key: {str(400002 + k): row for k, row in enumerate(rows.astype(np.float32))} for key, rows in values.items()
+    }
 
 
-def views(
-    captures: list[Capture], count: int, seed: int
-) -> Iterator[tuple[int, tuple[Capture, Sequence, Camera, np.ndarray]]]:
-    """Which frames each camera has annotations of: exactly `count`, the same at each call.
-
-    Yields:
-        The id of the first annotation, and capture, sequence, camera and the (K,) indices of its frames, K > 0.
-    """
-    pairs = sum(len(c.cameras) * len(sequence.frames) for c in captures for sequence in c.sequences)
-    keep = np.zeros(pairs, bool)
-    keep[np.random.default_rng(seed).choice(pairs, count, replace=False)] = True
-    start = image_id = 0
-    for capture in captures:
-        for sequence in capture.sequences:
-            for camera in capture.cameras:
-                rows = np.flatnonzero(keep[start : start + len(sequence.frames)])
-                start += len(sequence.frames)
-                if len(rows):
-                    yield image_id, (capture, sequence, camera, rows)
-                    image_id += len(rows)
+def _views(frames: int, count: int) -> Iterator[tuple[int, int, int]]:
+    """The id, frame and camera of each annotation, in the files' order."""
+    views = (
+        (frame, camera)
+        for start in range(0, frames, SEQUENCE_FRAMES)
+        for camera in range(CAMERAS)
+        for frame in range(start, start + SEQUENCE_FRAMES)
+        if (frame + camera) % 3
+    )
+    return ((id, *view) for id, view in enumerate(islice(views, count)))
 
 
-def image_texts(image_id: int, capture: Capture, sequence: Sequence, camera: Camera, rows: np.ndarray) -> Iterator[str]:
-    width, height = camera.image_size
-    folder = f"Capture{capture.number}/{sequence.name}/cam{camera.name}"
-    for offset, frame in enumerate(sequence.frames[rows]):
-        yield (
-            f'{{"id": {image_id + offset}, "file_name": "{folder}/image{frame}.jpg", "width": {width}, '
-            f'"height": {height}, "capture": {capture.number}, "subject": {capture.number}, '
-            f'"seq_name": "{sequence.name}", "camera": "{camera.name}", "frame_idx": {frame}}}'
-        )
+def _frame_number(frame: int) -> int:
+    return 1000 + 6 * frame  # 30 fps thinned to 5
 
 
-def annotation_texts(
-    image_id: int, sequence: Sequence, camera: Camera, rows: np.ndarray, rng: np.random.Generator
-) -> Iterator[str]:
-    joints_cam = (sequence.joints_world[rows] - camera.position) @ camera.rotation.T
-    joints_image = joints_cam[..., :2] / joints_cam[..., 2:] * camera.focal + camera.princpt
-    there = np.repeat(np.stack((sequence.hand_types != 1, sequence.hand_types != 0), -1), JOINTS // 2, 1)[rows]
-    low = np.where(there[..., None], joints_image, np.inf).min(1)
-    high = np.where(there[..., None], joints_image, -np.inf).max(1)
-    boxes_xywh = np.concatenate((low - 0.1 * (high - low), 1.2 * (high - low)), 1).astype(np.float32).astype(float)
-    valid = there & (rng.random(there.shape) > 0.03)
-    for offset, (row, box) in enumerate(zip(rows, boxes_xywh.tolist(), strict=True)):
-        flags = ", ".join("[1]" if flag else "[0]" for flag in valid[offset].tolist())
-        yield (
-            f'{{"id": {image_id + offset}, "image_id": {image_id + offset}, "bbox": {json.dumps(box)}, '
-            f'"joint_valid": [{flags}], "hand_type": "{HAND_TYPES[sequence.hand_types[row]]}", "hand_type_valid": 1}}'
-        )
+def _image(id: int, frame: int, camera: int, types: np.ndarray) -> str:
+    capture, name, number = frame // CAPTURE_FRAMES, 400002 + camera, _frame_number(frame)
+    sequence = f"{frame // SEQUENCE_FRAMES:04d}_{('rh', 'lh', 'dh')[types[frame]]}_madeup"
+    return (
+        f'{{"id": {id}, "file_name": "Capture{capture}/{sequence}/cam{name}/image{number}.jpg", "width": 334, '
+        f'"height": 512, "capture": {capture}, "subject": {capture}, "seq_name": "{sequence}", '
+        f'"camera": "{name}", "frame_idx": {number}}}'
+    )
 
 
-def parse_args() -> argparse.Namespace:
+def _annotation(id: int, label: str, rng: np.random.Generator) -> str:
+    box = rng.uniform(50, 300, 4).astype(np.float32).astype(float).tolist()
+    return f'{{"id": {id}, "image_id": {id}, "bbox": {box}, {label}"hand_type_valid": 1}}'
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write annotations/SPLIT into")
-    parser.add_argument("--count", type=int, default=1_000_000, help="annotations (default: 1000000)")
+    parser.add_argument("--count", type=count, default=1_000_000, help="annotations (default: 1000000)")
     parser.add_argument("--split", choices=("train", "test"), default="train", help="(default: train)")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    return parser.parse_args()
+    args = parser.parse_args()
+    write_annotations(args.out, args.count, args.split, args.seed, args.overwrite)
+    print(f"{args.count} annotations are in {args.out / 'annotations' / args.split}")
 
 
 if __name__ == "__main__":

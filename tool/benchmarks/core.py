@@ -1,34 +1,38 @@
-"""What the parts of tool/benchmark.py share: side-by-side timing, peak memory, the lines of the result, the machine."""
+"""What the stages of tool/benchmark.py share: side-by-side timing, peak memory, the table of results, the machine."""
 
 import os
 import platform
+import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import cv2
+import numpy as np
+import psutil
+import torch
+from torch.profiler import ProfilerActivity, profile
 
-WARM_UP = 2  # calls before the first one that counts: memory is allocated, kernels are chosen
+WARM_UP = 2  # calls before the first timed one: memory is allocated, kernels are chosen
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One measured figure.
+class Measurement:
+    """One row of the table.
 
     Attributes:
-        stage: of `tool/benchmark.py`, the one it was measured in.
+        stage: the stage of `tool/benchmark.py`.
         what: what was measured, against what.
-        value: the median over the rounds, or the one measurement.
+        value: the median over the rounds, or the single measurement.
         unit: "x" is a ratio.
         low, high: the smallest and the largest of the rounds.
-        limit: to be reached; None: nothing is asked.
-        at_least: the limit is a lower one.
-        below: the limit itself is not allowed any more.
+        limit: the goal; None: there is none.
+        at_least: the limit is a lower bound.
+        below: the limit itself misses the goal.
         detail: how it was measured, in words.
         parts: the numbers behind it.
     """
@@ -47,7 +51,7 @@ class Figure:
 
     @property
     def met(self) -> bool | None:
-        """Whether the limit is kept; None where there is none."""
+        """Whether the goal is met; None where there is none."""
         if self.limit is None:
             return None
         if self.at_least:
@@ -55,25 +59,24 @@ class Figure:
         return self.value < self.limit if self.below else self.value <= self.limit
 
 
-def as_dict(figure: Figure) -> dict[str, Any]:
-    """Plain data for the JSON file."""
-    names = ("stage", "what", "value", "unit", "low", "high", "limit", "at_least", "detail", "parts")
-    return {name: getattr(figure, name) for name in names} | {"met": figure.met}
-
-
-def table(figures: Sequence[Figure]) -> str:
-    """The figures as a table, a line each. "processor" is the same by the processors' time, where that is known."""
+def table(measurements: Sequence[Measurement]) -> str:
+    """One line per measurement. "processor" is the same in CPU time, where that is known."""
     rows = [("what", "measured", "rounds", "processor", "limit", "")]
-    for figure in figures:
-        spread = "" if figure.low is None else f"{_number(figure.low)} .. {_number(figure.high)}"
-        sign = ">=" if figure.at_least else "<" if figure.below else "<="
-        limit = "" if figure.limit is None else f"{sign} {_number(figure.limit)} {figure.unit}"
-        verdict = {None: "", True: "met", False: "NOT MET"}[figure.met]
-        work = figure.parts.get("processor_time_ratio", figure.parts.get("processor_s"))
-        work = "" if work is None else f"{_number(work)} {figure.unit}"
-        rows.append((figure.what, f"{_number(figure.value)} {figure.unit}", spread, work, limit, verdict))
-    widths = [max(len(row[column]) for row in rows) for column in range(6)]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    for m in measurements:
+        sign = ">=" if m.at_least else "<" if m.below else "<="
+        work = m.parts.get("processor_time_ratio", m.parts.get("processor_s"))
+        rows.append(
+            (
+                m.what,
+                f"{_number(m.value)} {m.unit}",
+                "" if m.low is None or m.high is None else f"{_number(m.low)} .. {_number(m.high)}",
+                "" if work is None else f"{_number(work)} {m.unit}",
+                "" if m.limit is None else f"{sign} {_number(m.limit)} {m.unit}",
+                {None: "", True: "met", False: "NOT MET"}[m.met],
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
@@ -85,26 +88,26 @@ def _number(value: float) -> str:
 
 
 class Clock:
-    """Measures on one device.
+    """Times calls on one device.
 
     Args:
-        device: it is waited for before the time is read.
+        device: synchronized before the time is read.
         rounds: how often a pair is measured.
         progress: called with a text after each round.
     """
 
-    def __init__(self, device: "torch.device", rounds: int, progress: Callable[[str], None] = lambda text: None):
+    def __init__(
+        self, device: torch.device, rounds: int, progress: Callable[[str], object] = lambda text: None
+    ) -> None:
         self.device, self.rounds, self.progress = device, rounds, progress
 
     def wait(self) -> None:
-        """Until the device has done all that was asked of it."""
+        """Wait until the device has finished all queued work."""
         if self.device.type == "cuda":
-            import torch
-
             torch.cuda.synchronize(self.device)
 
     def seconds(self, function: Callable[[], object], repeat: int = 1) -> tuple[float, float]:
-        """Seconds of one call: by the wall clock, and of processors (all threads of this process)."""
+        """Seconds per call: wall-clock time, and CPU time of all threads of this process."""
         self.wait()
         wall, work = time.perf_counter(), time.process_time()
         for _ in range(repeat):
@@ -118,48 +121,62 @@ class Clock:
         what: str,
         measured: Callable[[], object],
         reference: Callable[[], object],
-        within: AbstractContextManager | None = None,
-        repeat: int = 1,
         inverse: bool = False,
-        **limit: Any,
-    ) -> Figure:
-        """The ratio of two things, measured in turns: whatever else the machine does meets both alike.
+        **more: Any,
+    ) -> Measurement:
+        """The ratio of two calls, measured in turns: other load on the machine affects both alike.
 
         Args:
-            within: both run in it.
-            repeat: calls of each in a round, for short ones.
             inverse: the ratio says how much faster, not how much slower.
-            limit: more attributes of the `Figure`.
+            more: attributes of the `Measurement`.
         """
         rounds: list[tuple[float, float, float, float]] = []
-        with within or nullcontext():
-            for _ in range(WARM_UP):
-                measured(), reference()
-            for number in range(self.rounds):
-                if number % 2:  # whichever goes second may find a warmer cache, or a busier machine
-                    (b, b_cpu), (a, a_cpu) = self.seconds(reference, repeat), self.seconds(measured, repeat)
-                else:
-                    (a, a_cpu), (b, b_cpu) = self.seconds(measured, repeat), self.seconds(reference, repeat)
-                rounds.append((a, b, a_cpu, b_cpu))
-                self.progress(f"{what}: round {number + 1} of {self.rounds}")
+        for _ in range(WARM_UP):
+            measured(), reference()
+        for number in range(self.rounds):
+            if number % 2:  # whichever goes second may find a warmer cache, or a busier machine
+                (b, b_cpu), (a, a_cpu) = self.seconds(reference), self.seconds(measured)
+            else:
+                (a, a_cpu), (b, b_cpu) = self.seconds(measured), self.seconds(reference)
+            rounds.append((a, b, a_cpu, b_cpu))
+            self.progress(f"{what}: round {number + 1} of {self.rounds}")
         ratios = [b / a if inverse else a / b for a, b, _, _ in rounds]
-        medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
-        parts = {"measured_s": medians[0], "reference_s": medians[1], "rounds": len(rounds)}
+        a, b, _, _ = map(statistics.median, zip(*rounds, strict=True))
+        parts: dict[str, Any] = {"measured_s": a, "reference_s": b, "rounds": len(rounds)}
         if self.device.type == "cpu":
-            # Of two programs that share the cores the wall clock sees both, the processor clock only this one.
-            work = [c / d for _, _, c, d in rounds if d > 0]
+            # When programs share the cores, wall-clock time counts all of them, CPU time only this one.
+            work = [b_cpu / a_cpu if inverse else a_cpu / b_cpu for _, _, a_cpu, b_cpu in rounds if a_cpu and b_cpu]
             if work:
-                ratio = statistics.median(work)
-                parts["processor_time_ratio"] = 1 / ratio if inverse and ratio else ratio
-        given = {"parts": parts} | limit
-        given["parts"] = parts | given["parts"]
-        return Figure(stage, what, statistics.median(ratios), "x", min(ratios), max(ratios), **given)
+                parts["processor_time_ratio"] = statistics.median(work)
+        return Measurement(stage, what, statistics.median(ratios), "x", min(ratios), max(ratios), parts=parts, **more)
 
 
-def peak_memory(function: Callable[[], object], device: "torch.device") -> int:
-    """Bytes that PyTorch holds at most while `function` runs, beyond what it holds before."""
-    import torch
+@contextmanager
+def tf32(enabled: bool) -> Iterator[None]:
+    """Allow or forbid TF32 in float32 convolutions and matrix products alike: PyTorch's defaults for them differ."""
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
+    convolutions.allow_tf32 = products.allow_tf32 = enabled
+    try:
+        yield
+    finally:
+        convolutions.allow_tf32, products.allow_tf32 = before
 
+
+def describe_tf32(device: torch.device) -> str:
+    """For the details of a measurement on a GPU; nothing on a CPU, which has no TF32."""
+    return f"; TF32 {'on' if torch.backends.cudnn.allow_tf32 else 'off'} on both sides" if device.type == "cuda" else ""
+
+
+def autocast(dtype: str, device: torch.device) -> AbstractContextManager:
+    """Mixed precision for a `dtype` of the command line: bf16, and compiled on a GPU."""
+    if dtype == "bf16" or (dtype == "compiled" and device.type == "cuda"):
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def peak_memory(function: Callable[[], object], device: torch.device) -> int:
+    """The most bytes that PyTorch holds while `function` runs, beyond what it held before."""
     if device.type == "cuda":
         function()  # workspaces of libraries stay
         torch.cuda.synchronize(device)
@@ -168,9 +185,9 @@ def peak_memory(function: Callable[[], object], device: "torch.device") -> int:
         function()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()
@@ -178,21 +195,16 @@ def peak_memory(function: Callable[[], object], device: "torch.device") -> int:
     return peak
 
 
-# ---- The machine ----
-
-
-def describe_machine(device: "torch.device") -> dict[str, Any]:
-    """What the figures depend on."""
-    import cv2
-    import numpy as np
-    import torch
-
-    content = {
-        "processor": _processor(),
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What the results depend on."""
+    cpu_info = Path("/proc/cpuinfo")  # psutil does not tell the processor's name
+    names = re.findall(r"model name\s*: (.*)", cpu_info.read_text()) if cpu_info.exists() else []
+    content: dict[str, Any] = {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "wait_policy": os.environ.get("OMP_WAIT_POLICY", "the library's"),
-        "load_at_start": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "load_at_start": round(psutil.getloadavg()[0], 2),
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -208,16 +220,6 @@ def describe_machine(device: "torch.device") -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
             "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+            "tf32_matrix_products": torch.backends.cuda.matmul.allow_tf32,
         }
     return content
-
-
-def _processor() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -1,52 +1,47 @@
 """The stages of tool/benchmark.py beside the network: loader, annotation store, metrics, rendering."""
 
-import argparse
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from common.drawing.raster import HandMesh
 from common.drawing.render import render_hands
 from common.metrics import PROTOCOLS, Evaluator, to_estimate
-from common.nets.mano import TwoHandMano, to_wrist
-from common.targets import complete_truth
-from common.types import HAND_TYPES, SIDES, EvalSample, GroundTruth, HandCameras, ManoParams, Prediction, Sample, take
+from common.nets.mano import to_wrist
+from common.targets import build_images, complete_truth, make_eval_sample
+from common.types import HAND_TYPES, SIDES, Annotation, EvalSample, ManoParams, Prediction, take
 from common.utils.augment import draw_augmentation, warp_augmented
-from common.utils.camera import Camera
+from common.utils.camera import Camera, CaptureCamera, project_pinhole
 from common.utils.files import make_folder
-from common.utils.frames import Frames
 from common.utils.images import load_image
-from data.dataset import HandDataset, MixedSampler, init_worker
+from data.dataset import HandDataset, MixedSampler, init_worker, to_device
 from main.build import open_dataset, open_training
-from tool.benchmarks import store as measure_store
-from tool.benchmarks.core import Figure
-from tool.benchmarks.network import Bench
+from tool.benchmarks.core import Measurement
+from tool.benchmarks.network import Bench, untrained
+from tool.benchmarks.store import LIMITS, make_annotations, measure_store
 
 LOADER_LIMIT, METRICS_LIMIT, RENDER_LIMIT = 1.5, 60.0, 0.05
-LOADER_IMAGES, WORKER_PASSES = 24, 6  # of each dataset; through them
-METRICS_SAMPLES, METRICS_BATCH, METRICS_POOL = 100_000, 64, 4
+LOADER_IMAGES, WORKER_PASSES = 24, 6  # of each dataset; over them
+METRICS_SAMPLES, METRICS_BATCH = 100_000, 64
 RENDER_SIZE = 512
 
 
-# ---- Loader ----
-
-
-def loader(bench: Bench, data: Path, toy: bool) -> list[Figure]:
+def loader(bench: Bench, data: Path, toy: bool) -> list[Measurement]:
     """A sample of each training set against reading and warping its image."""
-    kind, config = "toy " if toy else "", bench.config
-    figures = []
+    config, measurements = bench.config, []
     for name in (*config.trainset_3d, *config.trainset_2d):
         dataset = open_dataset(name, "train", config, data)
-        figures.append(one_loader(bench, dataset, f"loader, a {kind}{name} sample / decode + warp"))
+        what = f"loader, a {'toy ' if toy else ''}{name} sample / decode + warp"
+        measurements.append(one_loader(bench, dataset, what))
     if bench.growth:
         bench.notes["loader, by workers"] = worker_growth(bench, data)
-    return figures
+    return measurements
 
 
-def one_loader(bench: Bench, dataset: HandDataset, what: str) -> Figure:
+def one_loader(bench: Bench, dataset: HandDataset, what: str) -> Measurement:
     """The samples of one dataset, each with its own augmentation."""
     indices = np.linspace(0, len(dataset) - 1, min(LOADER_IMAGES, len(dataset))).astype(int).tolist()
     cases = []
@@ -63,16 +58,15 @@ def one_loader(bench: Bench, dataset: HandDataset, what: str) -> Figure:
         for _, augmentation, path, to_crop in cases:
             warp_augmented(load_image(path), to_crop, augmentation, dataset.frames.crop)
 
-    figure = bench.clock.compare(
-        "loader", what, samples, images, limit=LOADER_LIMIT, detail=f"{len(cases)} images, in the disk's cache"
-    )
+    detail = f"{len(cases)} images, in the disk's cache"
+    ratio = bench.clock.compare("loader", what, samples, images, limit=LOADER_LIMIT, detail=detail)
     for key in ("measured_s", "reference_s"):
-        figure.parts[key] /= len(cases)
-    return figure
+        ratio.parts[key] /= len(cases)
+    return ratio
 
 
 def worker_growth(bench: Bench, data: Path) -> dict[str, dict[str, float]]:
-    """Samples a second against loader workers, the training sets mixed."""
+    """Samples per second by loader workers, the training sets mixed."""
     dataset = open_training(bench.config, data, seed=0)
     found = {}
     for workers in (0, 1, 2):
@@ -86,181 +80,127 @@ def worker_growth(bench: Bench, data: Path) -> dict[str, dict[str, float]]:
         )
         for _ in batches:  # workers start
             pass
-        begun, count = time.perf_counter(), 0
-        for _ in range(WORKER_PASSES):
-            count += sum(len(batch.id) for batch in batches)
+        begun = time.perf_counter()
+        count = sum(len(batch.id) for _ in range(WORKER_PASSES) for batch in batches)
         found[str(workers)] = {"samples_per_s": count / (time.perf_counter() - begun)}
         bench.clock.progress(f"{workers} loader workers")
     return found
 
 
-# ---- Annotation store ----
-
-
-def store(bench: Bench, counts: list[int], work: Path, root: Path | None, samples: int = 2000) -> list[Figure]:
-    """Opening cached annotations, and what a worker adds; each in a fresh process, by tool/measure_store.py."""
-    figures: list[Figure] = []
-    found = {}
+def store(bench: Bench, counts: list[int], work: Path, root: Path | None, samples: int = 2000) -> list[Measurement]:
+    """Opening cached annotations, and what a worker adds; see tool/benchmarks/store.py. The last size is judged."""
     make_folder(work)
-    args = argparse.Namespace(samples=samples, workers=2)
-    for count in [None] if root else counts:
-        folder = root or measure_store.make_annotations(work / f"annotations_{count}", count)
-        row = measure_store.measure(folder, work / "cache" / folder.name, args)
+    found = {}
+    for folder in [root] if root else (make_annotations(work, count) for count in sorted(counts)):
+        row = measure_store(folder, work / "cache" / folder.name, samples, workers=2)
         size = int(row["annotations"])
         found[str(size)] = row
-        judged = {"below": True} if count in (None, max(counts)) else None
-        for key, unit, limit, what in (
-            ("open_s", "s", measure_store.OPEN_SECONDS, f"opening {size} cached annotations"),
-            ("open_cold_s", "s", measure_store.OPEN_SECONDS, f"opening {size} cached annotations, disk cold"),
-            ("open_MB", "MB", measure_store.OPEN_MB, f"memory of {size} opened annotations"),
-            ("worker_fork_MB", "MB", measure_store.WORKER_MB, f"a worker adds, {size} annotations"),
-        ):
-            if judged:
-                detail = "in a fresh process; the limit is for 1 M annotations"
-                figures.append(Figure("store", what, row[key], unit, limit=limit, detail=detail, **judged))
         bench.clock.progress(f"{size} annotations")
     bench.notes["annotation store, by annotations"] = found
-    return figures
+    detail = "in a fresh process; the limit is for 1 M annotations"
+    return [
+        Measurement("store", what, row[key], unit, limit=LIMITS[key], below=True, detail=detail)
+        for key, unit, what in (
+            ("open_s", "s", f"opening {size} cached annotations"),
+            ("open_cold_s", "s", f"opening {size} cached annotations, disk cold"),
+            ("open_MB", "MB", f"memory of {size} opened annotations"),
+            ("worker_fork_MB", "MB", f"a worker adds, {size} annotations"),
+        )
+    ]
 
 
 # ---- Metrics ----
 
 
-def metrics(bench: Bench, samples: int) -> list[Figure]:
+def metrics(bench: Bench, samples: int) -> list[Measurement]:
     """All that `main/test.py` does after the network, on one core."""
     threads = torch.get_num_threads()
+    predictions, items = made_up_batch(bench)
     torch.set_num_threads(1)
     try:
-        mano, frames = bench.mano.to("cpu"), bench.config.frames
-        pool = [made_up(mano, frames, seed) for seed in range(METRICS_POOL)]
+        mano = bench.mano.to("cpu")
         evaluator = Evaluator(PROTOCOLS["InterHand26M"], mano)
-        begun, work, count = time.perf_counter(), time.process_time(), 0
-        while count < samples:
-            batch = min(METRICS_BATCH, samples - count)
-            prediction, item = pool[count // METRICS_BATCH % METRICS_POOL]
-            if batch < METRICS_BATCH:
-                prediction, item = take(prediction, slice(batch)), take(item, slice(batch))
+        begun, work = time.perf_counter(), time.process_time()
+        for start in range(0, samples, METRICS_BATCH):
+            size = min(METRICS_BATCH, samples - start)
+            prediction, item = take(predictions, slice(size)), take(items, slice(size))
             truth = complete_truth(item, mano)
-            estimate = to_estimate(prediction, item.sample.crop_to_image, frames)
-            evaluator.update(range(count, count + batch), estimate, truth, item.sample.joints_valid)
-            count += batch
-            if count // METRICS_BATCH % 200 == 0:
-                bench.clock.progress(f"metrics: {count} of {samples} samples")
+            estimate = to_estimate(prediction, item.sample.crop_to_image, bench.config.frames)
+            evaluator.update(range(start, start + size), estimate, truth, item.sample.joints_valid)
+            if start // METRICS_BATCH % 200 == 0:
+                bench.clock.progress(f"metrics: {start} of {samples} samples")
         evaluator.figures()
         seconds, work = time.perf_counter() - begun, time.process_time() - work
     finally:
         torch.set_num_threads(threads)
         bench.mano.to(bench.device)
-    what, detail = f"metrics of {samples} samples on one core", "truth posed, estimate, all errors, averages"
+
+    def result(what: str, times: float, **limit: float | bool) -> Measurement:
+        parts = {"processor_s": work * times}
+        detail = "truth posed, estimate, all errors, averages"
+        return Measurement("metrics", what, seconds * times, "s", detail=detail, parts=parts, **limit)
+
+    what = f"metrics of {samples} samples on one core"
     if samples == METRICS_SAMPLES:
-        judged = {"limit": METRICS_LIMIT, "below": True, "detail": detail, "parts": {"processor_s": work}}
-        return [Figure("metrics", what, seconds, "s", **judged)]
-    times = METRICS_SAMPLES / samples
-    judged = {"limit": METRICS_LIMIT, "below": True, "detail": detail, "parts": {"processor_s": work * times}}
-    return [
-        Figure("metrics", what, seconds, "s", detail=detail, parts={"processor_s": work}),
-        Figure("metrics", f"  EXTRAPOLATED to {METRICS_SAMPLES}", seconds * times, "s", **judged),
-    ]
+        return [result(what, 1, limit=METRICS_LIMIT, below=True)]
+    extrapolated = f"  EXTRAPOLATED to {METRICS_SAMPLES}"
+    return [result(what, 1), result(extrapolated, METRICS_SAMPLES / samples, limit=METRICS_LIMIT, below=True)]
 
 
-def made_up(mano: TwoHandMano, frames: Frames, seed: int) -> tuple[Prediction, EvalSample]:
-    """A batch of predictions and truths near each other."""
-    draw, n, j = torch.Generator().manual_seed(seed), METRICS_BATCH, 21
-
-    def normal(*shape: int, size: float = 1.0) -> torch.Tensor:
-        return torch.randn(n, *shape, generator=draw) * size
-
-    def chance(*shape: int) -> torch.Tensor:
-        return (torch.rand(n, *shape, generator=draw) > 0.1).float()
-
-    params = ManoParams(normal(2, 3), normal(2, 15, 3, size=0.2), normal(2, 10))
-    with torch.no_grad():
-        vertices, joints = to_wrist(*mano(params))
-    vertices = vertices + normal(2, 1, 3, size=0.003)
-    none, rows = torch.zeros(n), torch.eye(2, 3).expand(n, 2, 3)
-    prediction = Prediction(
-        box_centers_body_hm=torch.rand(n, 2, 2, generator=draw) * 40,
-        box_sizes_body_hm=torch.rand(n, 2, 2, generator=draw) * 10 + 5,
-        box_scores=chance(2),
-        crop_to_hand=rows[:, None].expand(n, 2, 2, 3),
-        joints_hand_hm=normal(2, j, 3),
-        mano=params,
-        vertices_rel=vertices,
-        joints_rel=joints,
-        joints_proj_hand_hm=normal(2, j, 2),
-        root_transl=normal(2, 3),
-        rel_transl=normal(3, size=0.1),
-    )
-    cameras = HandCameras(
-        rotation=torch.eye(3).expand(n, 3, 3),
-        transl=normal(3),
-        has_extrinsics=torch.ones(n, dtype=torch.bool),
-        focal=torch.full((n, 2, 2), 1500.0),
-        princpt=torch.full((n, 2, 2), 200.0),
-        distortion=torch.zeros(n, 4),
-        has_distortion=torch.zeros(n, dtype=torch.bool),
-    )
-    boxes = torch.rand(n, 2, 4, generator=draw) * 100
-    sample = Sample(
-        crop=torch.zeros(n, 1, 1, 3, dtype=torch.uint8),
-        color=torch.ones(n, 3),
-        id=[str(k) for k in range(n)],
-        replaced=none.long(),
-        flip=none.bool(),
-        rot=none,
-        image_width=torch.full((n,), float(frames.crop[1])),
-        image_to_crop=rows,
-        crop_to_image=rows,
-        boxes_crop=boxes,
-        boxes_valid=chance(2),
-        joints_crop=normal(2, j, 3),
-        joints_inside=chance(2, j),
-        joints_rel=joints,
-        joints_valid=chance(2, j),
-        rel_transl=normal(3),
-        rel_transl_valid=chance(),
-        has_depth=torch.ones(n),
-        mano=params,
-        mano_transl=normal(2, 3) + torch.tensor([0.0, 0, 8]),
-        mano_valid=chance(2).bool(),
-        cameras=cameras,
-    )
-    truth = GroundTruth(
-        boxes_image=boxes,
-        boxes_valid=chance(2),
-        joints_cam=joints + normal(2, 1, 3),
-        joints_scored=chance(2, j),
-        vertices_cam=torch.zeros(n, 2, 778, 3),
-        vertices_valid=torch.zeros(n, 2),
-        rel_transl=normal(3),
-        rel_transl_valid=chance(),
-        hand_type=torch.randint(0, len(HAND_TYPES), (n,), generator=draw),
-    )
-    return prediction, EvalSample(sample, truth)
+def made_up_batch(bench: Bench) -> tuple[Prediction, EvalSample]:
+    """Test items with nearly all joints of both hands, on the CPU, and an untrained network's predictions."""
+    rng, (height, width) = np.random.default_rng(0), bench.config.frames.crop
+    camera = CaptureCamera(np.full(2, 1500.0), np.array([width / 2, height / 2]), np.eye(3), np.zeros(3))
+    items = []
+    for number in range(METRICS_BATCH):
+        joints = rng.normal(0, 0.05, (2, 21, 3)) + (0, 0, 1)
+        joints_image = project_pinhole(joints, camera.focal, camera.princpt)
+        valid = rng.random((2, 21)) > 0.1
+        annotation = Annotation(
+            id=number,
+            image_path=Path("none"),
+            image_size=(height, width),
+            hand_type=HAND_TYPES[number % len(HAND_TYPES)],
+            boxes_image=np.concatenate((joints_image.min(1), joints_image.max(1)), -1),
+            boxes_valid=np.ones(2, bool),
+            joints_image=joints_image,
+            joints_cam=joints,
+            joints_valid=valid,
+            joints_scored=valid,
+            rel_transl_valid=True,
+            mano=ManoParams(*(rng.normal(0, size, (2, *n)) for size, n in ((1, (3,)), (0.2, (15, 3)), (1, (10,))))),
+            mano_transl=joints[:, 0],
+            mano_valid=np.ones(2, bool),
+            cameras=(camera, camera),
+        )
+        image = np.zeros((height, width, 3), np.uint8)
+        items.append(make_eval_sample(annotation, image, bench.config.frames, bench.config.studio_box_extension))
+    batch = default_collate(items)
+    with torch.inference_mode():
+        prediction = untrained(bench)(build_images(take(batch.sample, slice(1))).to(bench.device))
+    return take(to_device(prediction, torch.device("cpu")), torch.zeros(METRICS_BATCH, dtype=torch.long)), batch
 
 
 # ---- Rendering ----
 
 
-def rendering(bench: Bench) -> list[Figure]:
-    """Both hands, each half as wide as the picture, drawn over it as the demo draws them."""
+def rendering(bench: Bench) -> list[Measurement]:
+    """Both hands, each half as wide as the image, drawn over it as the demo draws them."""
     with torch.no_grad():
         zeros = ManoParams(torch.zeros(1, 2, 3), torch.zeros(1, 2, 15, 3), torch.zeros(1, 2, 10))
-        zeros = ManoParams(*(part.to(bench.device) for part in zeros))
-        vertices = to_wrist(*bench.mano(zeros))[0][0].cpu().numpy()
-    faces, picture = bench.mano.faces.cpu().numpy(), np.full((RENDER_SIZE, RENDER_SIZE, 3), 127, np.uint8)
+        vertices = to_wrist(*bench.mano(to_device(zeros, bench.device)))[0][0].cpu().numpy()
+    faces, image = bench.mano.faces.cpu().numpy(), np.full((RENDER_SIZE, RENDER_SIZE, 3), 127, np.uint8)
     hands = []
     for side in range(len(SIDES)):
         low, high = vertices[side].min(0), vertices[side].max(0)
         focal = np.full(2, 0.6 * RENDER_SIZE / (high - low)[:2].max())
         middle = np.array([(0.62, 0.38)[side], 0.5]) * RENDER_SIZE - focal * (low + high)[:2] / 2
         hands.append(HandMesh(vertices[side] + (0, 0, 1), faces[side], side, Camera(focal, middle, True)))
-    drawn = render_hands(picture, hands)
-    render_hands(picture, hands)
-    seconds, work = zip(*(bench.clock.seconds(lambda: render_hands(picture, hands)) for _ in range(20)), strict=True)
-    share = float((drawn != picture).any(-1).mean())
+    drawn = render_hands(image, hands)
+    render_hands(image, hands)
+    seconds, work = zip(*(bench.clock.seconds(lambda: render_hands(image, hands)) for _ in range(20)), strict=True)
     return [
-        Figure(
+        Measurement(
             "rendering",
             f"rendering two hands at {RENDER_SIZE} x {RENDER_SIZE}",
             float(np.median(seconds)),
@@ -269,7 +209,7 @@ def rendering(bench: Bench) -> list[Figure]:
             max(seconds),
             RENDER_LIMIT,
             below=True,
-            detail=f"smooth edges; the hands cover {share:.0%} of the picture",
+            detail=f"smooth edges; the hands cover {float((drawn != image).any(-1).mean()):.0%} of the image",
             parts={"processor_s": float(np.median(work))},
         )
     ]

@@ -1,25 +1,25 @@
-"""The network's stages of tool/benchmark.py: inference, the translation network's input, and how they grow."""
+"""The network's stages of tool/benchmark.py: inference and the translation network's input."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from common.nets.mano import TwoHandMano
 from common.nets.trans_net import PEAK, SIGMA, convolve_heatmaps
 from main.build import build_model, prepare_inference
 from main.config import Config
-from main.model import InterWild
-from tool.benchmarks.core import Clock, Figure, peak_memory
+from main.model import InterWild, build_model, prepare_inference
+from tool.benchmarks.core import Clock, Measurement, autocast, describe_tf32, peak_memory, tf32
 from tool.benchmarks.profile import run_profile
 from tool.untrained import show_something
 
 INFERENCE_LIMIT, INPUT_SPEED_LIMIT, INPUT_MEMORY_LIMIT, INPUT_ERROR_LIMIT = 1.15, 10.0, 2.0, 1e-5
-MATMUL_SIZE = {"cuda": 8192, "cpu": 1024}
+MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
 
 
 @dataclass
@@ -27,10 +27,10 @@ class Bench:
     """What all stages work with.
 
     Attributes:
-        dtypes: of float32, bf16 (autocast) and compiled (as bf16 on a GPU, else float32).
-        images: images of one inference call.
-        growth: give the figures of how cost grows.
-        notes: whatever else is found; goes into the JSON file and is printed.
+        dtypes: of float32, bf16 (autocast) and compiled (with bf16 on a GPU, else float32).
+        images: batch size of inference.
+        growth: measure how cost grows.
+        notes: other findings; printed and written to the JSON file.
     """
 
     config: Config
@@ -50,118 +50,115 @@ class Bench:
         return all(getattr(self.config, name) == getattr(Config(), name) for name in names)
 
     def limit(self, value: float) -> float | None:
-        """A limit of a network's figure."""
+        """The limit of a network's result."""
         return value if self.published else None
 
     @property
     def device(self) -> torch.device:
         return self.clock.device
 
-    def autocast(self, dtype: str) -> AbstractContextManager:
-        """Mixed precision as `dtype` asks for it."""
-        if dtype == "bf16" or (dtype == "compiled" and self.device.type == "cuda"):
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
-
-    def layout(self, x: nn.Module | Tensor) -> nn.Module | Tensor:
-        """A network or its input on the device, in the memory layout that was asked for."""
-        if self.channels_last and not (isinstance(x, Tensor) and x.ndim != 4):
-            return x.to(self.device, memory_format=torch.channels_last)
-        return x.to(self.device)
+    def doubling_batches(self, largest: int | None = None) -> Iterator[int]:
+        """1, 2, 4, ... up to `max_batch`."""
+        batch = 1
+        while batch <= min(largest or self.max_batch, self.max_batch):
+            yield batch
+            batch *= 2
 
 
 def untrained(bench: Bench) -> InterWild:
-    """A network with plausible answers, for inference."""
+    """A network with plausible predictions, for inference."""
     torch.manual_seed(0)
     model = build_model(bench.config, bench.mano)
     show_something(model)
     model = prepare_inference(model, bench.device)
-    return bench.layout(model) if bench.channels_last else model
+    return model.to(memory_format=torch.channels_last) if bench.channels_last else model
+
+
+def memory_format(model: InterWild) -> torch.memory_format:
+    """The layout of a network's convolutions; images and the inputs of its backbones take it, too."""
+    weight = model.hand_roi_net.backbone.conv1.weight
+    last = weight.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def random_images(model: InterWild, *shape: int) -> Tensor:
+    """(N, C, h, w) in [0, 1], on the network's device and in its memory layout."""
+    return torch.rand(shape).to(model.hand_roi_net.backbone.conv1.weight.device, memory_format=memory_format(model))
 
 
 class Backbones(nn.Module):
     """The three backbones of a network, the very same modules, and nothing between them.
 
     Args:
-        with_deconv: the detector's transposed convolutions, too.
+        with_deconv: include the detector's transposed convolutions.
     """
 
     def __init__(self, model: InterWild, with_deconv: bool) -> None:
         super().__init__()
-        self.body, self.hand, self.pair = (
-            model.body_backbone,
-            model.hand_roi_net.backbone,
-            model.hand_trans_net.backbone,
-        )
+        self.body, self.hand = model.body_backbone, model.hand_roi_net.backbone
+        self.pair = model.hand_trans_net.backbone
         self.deconv = model.body_box_net.deconv if with_deconv else nn.Identity()
 
     def forward(self, image_body: Tensor, hands: Tensor, pair: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the network gives each backbone: (N, 3, h, w), (2N, 3, h, w), and (N, 64, h, w) from `layer1` on."""
+        """The backbones' inputs in the network: (N, 3, h, w), (2N, 3, h, w), and (N, 64, h, w) from `layer1` on."""
         return self.deconv(self.body(image_body)), self.hand(hands), self.pair.stages(pair)
 
 
-def trunk_inputs(model: InterWild, batch: int, bench: Bench) -> tuple[Tensor, Tensor, Tensor]:
-    """Numbers of the shapes that the backbones see for a batch of images."""
+def backbone_inputs(model: InterWild, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Random inputs of the shapes that the backbones see for a batch of images."""
     frames, channels = model.frames, model.hand_trans_net.conv[0].out_channels
-    shapes = (batch, 3, *frames.body), (2 * batch, 3, *frames.hand), (batch, channels, *frames.pair_hm)
-    return tuple(bench.layout(torch.rand(shape)) for shape in shapes)
-
-
-def describe_trunks(model: InterWild, bench: Bench) -> str:
-    """How the reference is made, in words."""
-    frames = model.frames
-    (body_h, body_w), (hand_h, hand_w), (pair_h, pair_w) = frames.body, frames.hand, frames.pair_hm
-    weight = model.hand_roi_net.backbone.conv1.weight
-    layout = "channels last" if weight.is_contiguous(memory_format=torch.channels_last) else "channels first"
     return (
-        f"backbones alone: the same modules on an image's {body_h} x {body_w} body, two {hand_h} x {hand_w} hands, and "
-        f"{pair_h} x {pair_w} x 64 into the pair backbone from layer1 on; same batch, threads and mode, {layout}"
+        random_images(model, batch, 3, *frames.body),
+        random_images(model, 2 * batch, 3, *frames.hand),
+        random_images(model, batch, channels, *frames.pair_hm),
     )
 
 
-def images_of(batch: int, bench: Bench) -> Tensor:
-    """(N, 3, H, W) in [0, 1]."""
-    return bench.layout(torch.rand(batch, 3, *bench.config.frames.crop))
+def describe_reference(model: InterWild, device: torch.device) -> str:
+    """How the backbones alone are run, in words."""
+    body, hand, pair = (f"{h} x {w}" for h, w in (model.frames.body, model.frames.hand, model.frames.pair_hm))
+    layout = str(memory_format(model)).removeprefix("torch.").replace("_", " ")
+    return (
+        f"backbones alone: the same modules on an image's {body} body, two {hand} hands, and {pair} x 64 into the "
+        f"pair backbone from layer1 on; same batch, threads, mode and memory layout ({layout}){describe_tf32(device)}"
+    )
 
 
-def inference(bench: Bench, profile: bool = False) -> list[Figure]:
+def inference(bench: Bench, profile: bool = False) -> list[Measurement]:
     """The whole network against its backbones and the deconv."""
-    model, figures = untrained(bench), []
+    model, measurements = untrained(bench), []
     backbones = Backbones(model, with_deconv=True)
-    images, inputs = images_of(bench.images, bench), trunk_inputs(model, bench.images, bench)
-    operations = count_operations(backbones, inputs)
+    images, inputs = random_images(model, bench.images, 3, *model.frames.crop), backbone_inputs(model, bench.images)
     for dtype in bench.dtypes:
         whole, parts = (torch.compile(x) if dtype == "compiled" else x for x in (model, backbones))
-        with torch.inference_mode(), bench.autocast(dtype):
-            figure = bench.clock.compare(
+        with torch.inference_mode(), autocast(dtype, bench.device):
+            ratio = bench.clock.compare(
                 "inference",
                 f"inference / its backbones and deconv, {dtype}, batch {bench.images}",
                 lambda whole=whole: whole(images),
                 lambda parts=parts: parts(*inputs),
                 limit=bench.limit(INFERENCE_LIMIT),
-                detail=describe_trunks(model, bench),
+                detail=describe_reference(model, bench.device),
             )
-        figures.append(figure)
-        figures.append(rate("inference", dtype, operations, figure, bench))
+        measurements += [ratio, operation_rate(bench, dtype, count_operations(backbones, inputs), ratio)]
     if profile:
-        with torch.inference_mode(), bench.autocast(bench.dtypes[0]):
+        with torch.inference_mode(), autocast(bench.dtypes[0], bench.device):
             bench.notes["inference"] = run_profile(lambda: model(images), model, bench.device)
     if bench.growth:
-        bench.notes["inference, by batch"] = inference_growth(model, bench)
-    return figures
+        with torch.inference_mode(), autocast(bench.dtypes[-1], bench.device):
+            bench.notes["inference, by batch"] = inference_growth(model, bench)
+    return measurements
 
 
 def inference_growth(model: InterWild, bench: Bench) -> dict[str, dict[str, float]]:
-    """Images a second, and memory, against the batch, in the last of the dtypes."""
-    found, dtype, batch = {}, bench.dtypes[-1], 1
-    with torch.inference_mode(), bench.autocast(dtype):
-        while batch <= bench.max_batch:
-            images = images_of(batch, bench)
-            memory = peak_memory(lambda images=images: model(images), bench.device)
-            seconds = min(bench.clock.seconds(lambda images=images: model(images))[0] for _ in range(2))
-            found[str(batch)] = {"images_per_s": batch / seconds, "memory_MB": memory / 1e6}
-            bench.clock.progress(f"inference with batch {batch}")
-            batch *= 2
+    """Images per second and memory, by batch."""
+    found = {}
+    for batch in bench.doubling_batches():
+        images = random_images(model, batch, 3, *model.frames.crop)
+        memory = peak_memory(lambda images=images: model(images), bench.device)
+        seconds = min(bench.clock.seconds(lambda images=images: model(images))[0] for _ in range(2))
+        found[str(batch)] = {"images_per_s": batch / seconds, "memory_MB": memory / 1e6}
+        bench.clock.progress(f"inference with batch {batch}")
     return found
 
 
@@ -169,31 +166,28 @@ def inference_growth(model: InterWild, bench: Bench) -> dict[str, dict[str, floa
 
 
 def count_operations(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    """Floating-point operations of one forward, a multiplication and an addition counting two."""
-    from torch.utils.flop_counter import FlopCounterMode
-
+    """Floating-point operations of one forward pass; a multiplication and an addition count as two."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(*inputs)
     return counter.get_total_flops()
 
 
-def rate(stage: str, dtype: str, operations: int, figure: Figure, bench: Bench) -> Figure:
-    """What share of the rate of a large matrix product, measured here, the convolutions of the backbones get."""
-    exact = isinstance(bench.autocast(dtype), nullcontext)
-    size = MATMUL_SIZE[bench.device.type]
-    with torch.no_grad():
-        a, b = (
-            torch.rand(size, size, device=bench.device, dtype=torch.float32 if exact else torch.bfloat16)
-            for _ in range(2)
-        )
-        seconds = min(bench.clock.seconds(lambda: a @ b, repeat=5)[0] for _ in range(4))
-    peak, whole = 2 * size**3 / seconds, operations / figure.parts["measured_s"]
-    return Figure(
-        stage,
-        f"{stage}: backbone operations a second, of a matrix product's, {dtype}",
+def operation_rate(bench: Bench, dtype: str, operations: int, ratio: Measurement) -> Measurement:
+    """The rate of the backbones' operations within the whole, against that of a large matrix product here."""
+    size, device = MATRIX_SIZE[bench.device.type], bench.device
+    with torch.no_grad(), autocast(dtype, device):
+        a, b = (torch.rand(size, size, device=device) for _ in range(2))
+        if torch.is_autocast_enabled(device.type):  # else the product would convert them each time
+            a, b = a.bfloat16(), b.bfloat16()
+        seconds = min(bench.clock.seconds(lambda: a @ b)[0] for _ in range(20))
+    peak, whole = 2 * size**3 / seconds, operations / ratio.parts["measured_s"]
+    return Measurement(
+        ratio.stage,
+        f"{ratio.stage}: backbone operations per second, relative to a matrix product, {dtype}",
         100 * whole / peak,
         "%",
-        detail=f"{operations / 1e9:.1f} G operations in the time of the whole; {size} x {size} {a.dtype} matrices",
+        detail=f"{operations / 1e9:.1f} G operations in the time of the whole; {size} x {size} {a.dtype} matrices"
+        + describe_tf32(device),
         parts={"Gflops_per_s": whole / 1e9, "matmul_Gflops_per_s": peak / 1e9},
     )
 
@@ -202,7 +196,7 @@ def rate(stage: str, dtype: str, operations: int, figure: Figure, bench: Bench) 
 
 
 def dense_heatmaps(joints: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """What `convolve_heatmaps` stands for: each joint's heatmap, depths as channels, then the convolution."""
+    """What `convolve_heatmaps` replaces: each joint's heatmap, depths as channels, then the convolution."""
     axes = (torch.arange(n, dtype=joints.dtype, device=joints.device) for n in size)
     z, y, x = torch.meshgrid(*axes, indexing="ij")
     heatmaps = torch.zeros(*joints.shape[:2], *size, device=joints.device, dtype=joints.dtype)
@@ -212,41 +206,45 @@ def dense_heatmaps(joints: Tensor, weight: Tensor, bias: Tensor, size: tuple[int
     return F.conv2d(heatmaps.flatten(1, 2), weight, bias, padding=1)
 
 
-def trans_input(bench: Bench) -> list[Figure]:
+def trans_input(bench: Bench) -> list[Measurement]:
     """The factorised first stage of the translation network against the dense form: time, memory, numbers."""
     frames, convolution = bench.config.frames, untrained(bench).hand_trans_net.conv[0]
-    depth, (height, width) = frames.pair_bins, frames.pair_hm
+    size = (frames.pair_bins, *frames.pair_hm)
     batch = min(bench.images, 32)
-    joints = torch.rand(batch, 42, 3, device=bench.device) * torch.tensor((width, height, depth), device=bench.device)
+    joints = torch.rand(batch, 42, 3, device=bench.device) * torch.tensor(size[::-1], device=bench.device)
     weight, bias = convolution.weight.detach().contiguous(), convolution.bias.detach()
-    arguments = joints, weight, bias, (depth, height, width)
-    calls: tuple[Callable[[], Tensor], ...] = (
-        lambda: convolve_heatmaps(*arguments),
-        lambda: dense_heatmaps(*arguments),
-    )
     what = f"TransNet's input, batch {batch}"
-    detail = f"dense: {weight.shape[1]}-channel heatmaps of {height} x {width}, convolution to {weight.shape[0]}"
-    with torch.inference_mode():
-        expected = calls[1]()
-        error = float((calls[0]() - expected).abs().max() / expected.abs().max())
-        figure = bench.clock.compare(
+
+    def factorised() -> Tensor:
+        return convolve_heatmaps(joints, weight, bias, size)
+
+    def dense() -> Tensor:
+        return dense_heatmaps(joints, weight, bias, size)
+
+    with torch.inference_mode(), tf32(False):  # the numbers are compared
+        expected = dense()
+        error = float((factorised() - expected).abs().max() / expected.abs().max())
+        del expected
+        ratio = bench.clock.compare(
             "trans_net",
             f"{what}: times faster than dense",
-            *calls,
+            factorised,
+            dense,
             inverse=True,
             limit=bench.limit(INPUT_SPEED_LIMIT),
             at_least=True,
-            detail=detail,
+            detail=f"dense: {weight.shape[1]}-channel heatmaps of {size[1]} x {size[2]}, convolution to "
+            f"{weight.shape[0]}{describe_tf32(bench.device)}",
         )
-        memory = [peak_memory(call, bench.device) for call in calls]
-    share = Figure(
+        memory = [peak_memory(call, bench.device) for call in (factorised, dense)]
+    share = Measurement(
         "trans_net",
-        f"{what}: memory of the dense form's",
+        f"{what}: memory relative to dense",
         100 * memory[0] / memory[1],
         "%",
         limit=bench.limit(INPUT_MEMORY_LIMIT),
-        detail="the most that is held beyond the inputs",
+        detail="peak memory beyond the inputs",
         parts={"measured_MB": memory[0] / 1e6, "reference_MB": memory[1] / 1e6},
     )
-    numbers = Figure("trans_net", f"{what}: relative difference", error, "", limit=INPUT_ERROR_LIMIT, detail="largest")
-    return [figure, share, numbers]
+    difference = f"{what}: relative difference"
+    return [ratio, share, Measurement("trans_net", difference, error, "", limit=INPUT_ERROR_LIMIT, detail="largest")]

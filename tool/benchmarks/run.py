@@ -1,82 +1,101 @@
-"""Measure what this program costs on this machine, each thing beside what it is to be compared with.
+"""Measure speed and memory on this machine, each beside a reference.
 
-    python tool/benchmark.py                                  # everything, on all of a GPU or on the CPU
+    python tool/benchmark.py                                  # everything, on one whole GPU or on the CPU
     python tool/benchmark.py --gpu cpu --preset small         # the small network
     python tool/benchmark.py --only inference,step --rounds 20 --no_growth
     python tool/benchmark.py --gpu 0 --dtypes float32 bf16 compiled --step_batch 128 --channels_last --out figures.json
     python tool/benchmark.py --annotations 10000 100000 1000000 --work /tmp/work   # WORK keeps what was made, 3 GB
     python tool/benchmark.py --profile --only inference,step
 
-A ratio is measured in turns, one round after the other in one process, so that whatever else the machine does meets
-both alike; what is printed is the median of the rounds' ratios, and their smallest and largest. Stages:
+The two sides of a ratio are measured in turns, round after round in one process, so that other load on the machine
+affects both alike; printed are the median of the rounds' ratios, and their smallest and largest. Stages:
 
     inference   the whole network / its three backbones and the detector's deconv
-    trans_net   the translation network's input / the dense form of it: time, memory, numbers
-    step        the step of main/train.py with everything in it / forward and backward of the three backbones
+    trans_net   the translation network's input / its dense form: time, memory, numbers
+    step        the complete step of main/train.py / forward and backward pass of the three backbones
     loader      a training sample / decoding and warping its image (of --data, else of toy data made for it)
     store       opening cached annotations, and what a loader worker adds (tool/measure_store.py)
     metrics     all that main/test.py does after the network, on one core
     rendering   two hands at 512 x 512
 
 Beside them how cost grows: with the batch, loader workers, annotations. --profile names the slowest parts. On a CPU
-that other programs use, the column "processor" is steadier: the same by the time that processors worked for it.
+that other programs use, the column "processor", the same in CPU time, is steadier. On a GPU float32 convolutions and
+matrix products both use TF32, except in trans_net, where neither does.
 
 Exit code: 0 when measured, also if a limit is not met (with --strict: 1); 2 with one line if something is wrong.
 """
 
 import argparse
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-# torch and OpenCV are imported where they are used, so that --help and mistakes are answered at once.
+import torch
+from tqdm import tqdm
+
+from common.devices import parse_devices
 from common.errors import UserError
+from common.nets.mano import TwoHandMano
+from common.nets.mano_files import read_hand_models
 from common.options import GPU_HELP, MANO_FOLDER, ROOT, count
+from common.utils.files import atomic_write, make_folder, write_json
+from common.utils.images import quiet_opencv
+from main.config import PRESETS, Config
+from main.options import change_config
+from tool.benchmarks import data as data_stages
+from tool.benchmarks.core import Clock, Measurement, describe_machine, table, tf32
+from tool.benchmarks.network import Bench, inference, trans_input
+from tool.benchmarks.profile import profile_table
+from tool.benchmarks.step import training_step
+from tool.toy.standin_hand import write_standin
 
-if TYPE_CHECKING:
-    from tool.benchmarks.core import Figure
-    from tool.benchmarks.network import Bench
-
-STAGES = ("inference", "trans_net", "step", "loader", "store", "metrics", "rendering")
 DTYPES = ("float32", "bf16", "compiled")
 TOY_SAMPLES = 24
 TOY_SETS = ("InterHand26M", "MSCOCO")
+
+# Of a stage: (bench, args with `data`, `mano` and `work` filled in) -> rows of the table.
+STAGES: dict[str, Callable[[Bench, argparse.Namespace], list[Measurement]]] = {
+    "inference": lambda bench, args: inference(bench, args.profile),
+    "trans_net": lambda bench, args: trans_input(bench),
+    "step": lambda bench, args: training_step(bench, args.step_batch, args.data, args.mano, args.output, args.profile),
+    "loader": lambda bench, args: data_stages.loader(bench, args.data, args.toy),
+    "store": lambda bench, args: data_stages.store(bench, args.annotations, args.work, args.store_root),
+    "metrics": lambda bench, args: data_stages.metrics(bench, args.metrics_samples),
+    "rendering": lambda bench, args: data_stages.rendering(bench),
+}
+NEED_DATA = {"step", "loader"}
 
 
 def main() -> int:
     args = parse_args()
     stages = read_stages(args.only)
-
-    from common.devices import parse_devices
-    from common.utils.files import atomic_write, make_folder, write_json
-    from common.utils.images import quiet_opencv
-    from tool.benchmarks.core import as_dict, describe_machine, table
-
     quiet_opencv()
     device = parse_devices(args.gpu)[0]
     if args.out:
         make_folder(args.out.parent)
         probe = args.out.with_name(f".{args.out.name}.writable")
-        atomic_write(probe, b"")  # found out now, and not after the measuring
+        atomic_write(probe, b"")  # fails now rather than after the measurements
         probe.unlink(missing_ok=True)
-    machine = describe_machine(device)
-    print("\n".join(f"{name + ':':20s} {value}" for name, value in machine.items()), flush=True)
-    with tempfile.TemporaryDirectory(prefix="benchmark_") as temporary:
-        bench, figures = measure(args, stages, device, Path(temporary))
+    with tf32(True), tempfile.TemporaryDirectory(prefix="benchmark_") as temporary:
+        machine = describe_machine(device)
+        print("\n".join(f"{name + ':':20s} {value}" for name, value in machine.items()), flush=True)
+        bench, measurements = measure(args, stages, device, Path(temporary))
     print_notes(bench)
-    print("\n" + table(figures))
+    print("\n" + table(measurements))
     if not bench.published:
-        print(
-            "This is not the published network, for which the limits of the network's figures are: they are left out."
-        )
-    print_details(figures)
+        print("This is not the published network, to which the limits apply: they are left out.")
+    details = {m.detail: m.stage for m in reversed(measurements) if m.detail}
+    print("\n" + "\n".join(f"{stage}: {detail}" for detail, stage in reversed(details.items())))
     if args.out:
-        content = {"machine": machine, "figures": [as_dict(figure) for figure in figures], "notes": bench.notes}
-        write_json(args.out, content)
-        print(f"figures are in {args.out}")
-    missed = [figure.what.strip() for figure in figures if figure.met is False]
-    print(f"limits: {sum(figure.met is True for figure in figures)} met, {len(missed)} not met")
+        figures = [asdict(m) | {"met": m.met} for m in measurements]
+        write_json(args.out, {"machine": machine, "figures": figures, "notes": bench.notes})
+        print(f"results written to {args.out}")
+    missed = sum(m.met is False for m in measurements)
+    print(f"limits: {sum(m.met is True for m in measurements)} met, {missed} not met")
     return 1 if missed and args.strict else 0
 
 
@@ -89,11 +108,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="default: all on a GPU, float32 on a CPU")
     parser.add_argument("--batch", type=count, help="images of an inference call (default: 64, on a CPU 4)")
     parser.add_argument("--step_batch", type=count, help="samples of a training step (default: 128, on a CPU 4)")
-    parser.add_argument("--max_batch", type=count, help="how far cost is followed (default: 64, on a CPU 8)")
+    parser.add_argument("--max_batch", type=count, help="largest batch for growing cost (default: 64, on a CPU 8)")
     parser.add_argument(
-        "--channels_last",
-        action="store_true",
-        help="memory layout; inference on a CPU has it anyway",
+        "--channels_last", action="store_true", help="memory layout; inference on a CPU has it by default"
     )
     parser.add_argument("--no_growth", action="store_true", help="leave out how cost grows")
     parser.add_argument("--profile", action="store_true", help="name the slowest parts of inference and step")
@@ -113,7 +130,7 @@ def parse_args() -> argparse.Namespace:
 
 def read_stages(text: str | None) -> list[str]:
     """Raises UserError if there is no such stage."""
-    chosen = STAGES if text is None else tuple(text.split(","))
+    chosen = list(STAGES) if text is None else text.split(",")
     for name in chosen:
         if name not in STAGES:
             raise UserError(f"--only {text}: there is no {name!r}; there are: {', '.join(STAGES)}")
@@ -121,79 +138,60 @@ def read_stages(text: str | None) -> list[str]:
 
 
 def measure(
-    args: argparse.Namespace, stages: list[str], device: Any, temporary: Path
-) -> tuple["Bench", list["Figure"]]:
+    args: argparse.Namespace, stages: list[str], device: torch.device, temporary: Path
+) -> tuple[Bench, list[Measurement]]:
     """All stages, with their progress."""
-    import torch
-    from tqdm import tqdm
-
     torch.backends.cudnn.benchmark = True  # as in training: all batches have the same size
-    work = args.work or temporary
-    mano_folder = find_mano(args.mano, work)
-    data = args.data or work / "toy"
-    if {"step", "loader"} & set(stages) and not args.data:
-        make_toy_data(data, mano_folder)
-    figures: list[Figure] = []
+    args.toy, args.output, args.work = args.data is None, temporary / "output", args.work or temporary
+    args.step_batch = args.step_batch or (128 if device.type == "cuda" else 4)
+    args.mano = args.mano or find_mano(args.work)
+    args.data = args.data or args.work / "toy"
+    needing = NEED_DATA & set(stages)
+    if needing and args.toy:
+        make_toy_data(args.data, args.mano)
+    measurements: list[Measurement] = []
     with tqdm(total=len(stages), unit="stage", dynamic_ncols=True) as bar:
-        bench = open_bench(args, device, mano_folder, data, bar.set_postfix_str)
+        bench = open_bench(args, device, bar.set_postfix_str)
+        if needing and not (bench.config.trainset_3d or bench.config.trainset_2d):
+            raise UserError(f"--data {args.data}: there is no training set; name a folder with one, or leave it out")
         for name in stages:
             bar.set_description(name)
-            try:
-                figures += stage(name)(bench, args, data, mano_folder, work)
-            except torch.OutOfMemoryError:
-                raise UserError(
-                    f"{name}: too little memory on {device}; lower --batch, --step_batch, --max_batch"
-                ) from None
+            measurements += STAGES[name](bench, args)
             bar.update()
-    return bench, figures
+    return bench, measurements
 
 
-def find_mano(given: Path | None, work: Path) -> Path:
-    """The folder of the hand models; without any, of a stand-in that is made now."""
-    from tool.benchmarks import store as measure_store
-
-    if given or (MANO_FOLDER / "MANO_RIGHT.pkl").exists():
-        return given or MANO_FOLDER
-    folder = work / "mano"
-    if not (folder / "MANO_LEFT.pkl").exists():
-        measure_store.run([str(ROOT / "tool" / "make_standin_hand.py"), "--out", str(folder)])
-    return folder
+def find_mano(work: Path) -> Path:
+    """The usual folder of the hand models; without any, that of a stand-in, which is made unless it exists."""
+    if (MANO_FOLDER / "MANO_RIGHT.pkl").exists():
+        return MANO_FOLDER
+    if not (work / "mano" / "MANO_LEFT.pkl").exists():
+        make_folder(work / "mano")
+        write_standin(work / "mano")
+    return work / "mano"
 
 
 def make_toy_data(folder: Path, mano: Path) -> None:
-    """Toy datasets, unless they are there from the last time."""
-    from tool.benchmarks import store as measure_store
-
+    """Toy datasets, unless they exist."""
     if all((folder / name).exists() for name in TOY_SETS):
         return
-    options = ["--sets", ",".join(TOY_SETS), "--train", str(TOY_SAMPLES), "--test", "1", "--mano", str(mano)]
-    measure_store.run([str(ROOT / "tool" / "make_toy_data.py"), "--out", str(folder), *options])
+    command = [sys.executable, ROOT / "tool" / "make_toy_data.py", "--out", folder, "--mano", mano]
+    command += ["--sets", ",".join(TOY_SETS), "--train", TOY_SAMPLES, "--test", 1]
+    if subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL).returncode:
+        raise UserError("the toy data could not be made; see the message above")
 
 
-def open_bench(
-    args: argparse.Namespace, device: Any, mano_folder: Path, data: Path, progress: Callable[[str], None]
-) -> "Bench":
+def open_bench(args: argparse.Namespace, device: torch.device, progress: Callable[[str], Any]) -> Bench:
     """What the stages work with, with the defaults of the device."""
-    from dataclasses import replace
-
-    from common.nets.mano import TwoHandMano
-    from common.nets.mano_files import read_hand_models
-    from main.config import PRESETS, Config
-    from main.options import change_config
-    from tool.benchmarks.core import Clock
-    from tool.benchmarks.network import Bench
-
     config = change_config(Config(), PRESETS[args.preset] if args.preset else {}, "the preset")
-    there = [name for name in (*config.trainset_3d, *config.trainset_2d) if (data / name).exists()]
-    config = replace(
-        config,
-        trainset_3d=tuple(name for name in config.trainset_3d if name in there),
-        trainset_2d=tuple(name for name in config.trainset_2d if name in there),
+    sets_3d, sets_2d = (
+        tuple(name for name in names if (args.data / name).exists())
+        for names in (config.trainset_3d, config.trainset_2d)
     )
     gpu = device.type == "cuda"
     return Bench(
-        config=config,
-        mano=TwoHandMano(*read_hand_models(mano_folder)).to(device),
+        config=replace(config, trainset_3d=sets_3d, trainset_2d=sets_2d),
+        mano=TwoHandMano(*read_hand_models(args.mano)).to(device),
         clock=Clock(device, args.rounds, progress),
         dtypes=tuple(args.dtypes or (DTYPES if gpu else DTYPES[:1])),
         images=args.batch or (64 if gpu else 4),
@@ -203,62 +201,12 @@ def open_bench(
     )
 
 
-def stage(name: str) -> Callable[..., list["Figure"]]:
-    """The function of a stage: (bench, args, data, mano, work) -> figures."""
-    from tool.benchmarks import data as benchmark_data
-    from tool.benchmarks import network as benchmark_network
-
-    def step(bench: "Bench", args: argparse.Namespace, data: Path, mano: Path, work: Path) -> list["Figure"]:
-        from tool.benchmarks.step import training_step
-
-        need_data(bench, data)
-        batch = args.step_batch or (128 if bench.device.type == "cuda" else 4)
-        with tempfile.TemporaryDirectory(prefix="benchmark_") as output:
-            return training_step(bench, batch, data, mano, Path(output), args.profile)
-
-    def loader(bench: "Bench", args: argparse.Namespace, data: Path, *_: Any) -> list["Figure"]:
-        need_data(bench, data)
-        return benchmark_data.loader(bench, data, toy=not args.data)
-
-    def store(bench: "Bench", args: argparse.Namespace, data: Path, mano: Path, work: Path) -> list["Figure"]:
-        return benchmark_data.store(bench, sorted(args.annotations), work, args.store_root)
-
-    return {
-        "inference": lambda bench, args, *_: benchmark_network.inference(bench, args.profile),
-        "trans_net": lambda bench, *_: benchmark_network.trans_input(bench),
-        "step": step,
-        "loader": loader,
-        "store": store,
-        "metrics": lambda bench, args, *_: benchmark_data.metrics(bench, args.metrics_samples),
-        "rendering": lambda bench, *_: benchmark_data.rendering(bench),
-    }[name]
-
-
-def need_data(bench: "Bench", data: Path) -> None:
-    """Raises UserError if there is no training set."""
-    if not (bench.config.trainset_3d or bench.config.trainset_2d):
-        raise UserError(f"--data {data}: there is no training set; name a folder with one, or leave --data out")
-
-
-def print_notes(bench: "Bench") -> None:
+def print_notes(bench: Bench) -> None:
     """How cost grows, and the profiles."""
     for title, found in bench.notes.items():
         if "modules_ms" in found:
-            from tool.benchmarks.profile import profile_table
-
             print("\n" + profile_table(title, found))
             continue
         print(f"\n{title}")
         for key, values in found.items():
             print(f"  {key:>8s}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
-
-
-def print_details(figures: list["Figure"]) -> None:
-    """How the figures were measured, each way once."""
-    seen: dict[str, str] = {}
-    for figure in figures:
-        if figure.detail:
-            seen.setdefault(figure.detail, figure.stage)
-    print()
-    for detail, name in seen.items():
-        print(f"{name}: {detail}")

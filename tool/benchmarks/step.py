@@ -16,8 +16,15 @@ from data.dataset import SampleKey, to_device
 from main import train
 from main.config import Config
 from main.resume import Progress, TrainState
-from tool.benchmarks.core import Figure, peak_memory
-from tool.benchmarks.network import Backbones, Bench, count_operations, describe_trunks, rate, trunk_inputs
+from tool.benchmarks.core import Measurement, autocast, peak_memory
+from tool.benchmarks.network import (
+    Backbones,
+    Bench,
+    backbone_inputs,
+    count_operations,
+    describe_reference,
+    operation_rate,
+)
 from tool.benchmarks.profile import run_profile
 
 STEP_LIMIT = 1.25
@@ -51,7 +58,7 @@ def open_run(bench: Bench, dtype: str, data: Path, mano: Path, output: Path) -> 
 
 
 def make_batch(run: Run, batch: int, device: torch.device) -> Sample:
-    """Samples of the training sets, over and over if there are fewer."""
+    """Samples of the training sets, repeated if there are fewer."""
     keys = run.keys
     cached = {key: run.samples[key] for key in keys[:batch]}
     return to_device(default_collate([cached[keys[index % len(cached)]] for index in range(batch)]), device)
@@ -63,81 +70,75 @@ def step(run: Run, sample: Sample) -> None:
     train.reduce_and_check(result, run.criterion, run.process, StopSignal(), Progress(0, 0), run.config.amp)
 
 
-class TrunkStep:
-    """Forward and backward of the backbones alone.
+class BackboneStep:
+    """Forward and backward pass of the backbones alone.
 
-    The gradient comes from outside, and none goes to the inputs: no loss, no optimiser, no norm.
+    The gradient comes from outside, and none goes to the inputs: no loss, no optimizer, no norm.
     """
 
-    def __init__(self, run: Run, batch: int, bench: Bench, dtype: str, with_deconv: bool) -> None:
-        model, self.bench, self.dtype = run.state.model, bench, dtype
+    def __init__(self, run: Run, batch: int, dtype: str, with_deconv: bool) -> None:
+        model, self.device, self.dtype = run.state.model, run.process.device, dtype
         self.backbones = Backbones(model, with_deconv)
         self.network = torch.compile(self.backbones) if dtype == "compiled" else self.backbones
-        self.inputs = trunk_inputs(model, batch, bench)
+        self.inputs = backbone_inputs(model, batch)
         self.gradients: list[torch.Tensor] | None = None
 
     def __call__(self) -> None:
         self.backbones.zero_grad(set_to_none=True)
-        with self.bench.autocast(self.dtype):
+        with autocast(self.dtype, self.device):
             outputs = self.network(*self.inputs)
         if self.gradients is None:
             self.gradients = [torch.full_like(output, 1e-6) for output in outputs]
         torch.autograd.backward(outputs, self.gradients)
 
 
-def training_step(bench: Bench, batch: int, data: Path, mano: Path, output: Path, profile: bool) -> list[Figure]:
+def training_step(bench: Bench, batch: int, data: Path, mano: Path, output: Path, profile: bool) -> list[Measurement]:
     """The step against its backbones, for each dtype."""
-    figures = []
+    measurements: list[Measurement] = []
     for dtype in bench.dtypes:
         run = open_run(bench, dtype, data, mano, output / f"training_{dtype}")
-        sample = make_batch(run, batch, bench.device)
-        reference = TrunkStep(run, batch, bench, dtype, with_deconv=False)
-        figure = bench.clock.compare(
-            "step",
-            f"training step / its backbones, {dtype}, batch {batch}",
-            lambda run=run, sample=sample: step(run, sample),
-            reference,
-            limit=bench.limit(STEP_LIMIT),
-            detail=f"images, targets, network, losses, backward, gradient norm, Adam; "
-            f"{describe_trunks(run.state.model, bench)}; forward and backward",
-        )
-        figures.append(figure)
-        figures.append(with_deconv(run, batch, bench, dtype, reference))
-        operations = 3 * count_operations(reference.backbones, reference.inputs)
-        figures.append(rate("step", dtype, operations, figure, bench))
-        figures.append(memory(run, sample, bench, dtype, batch))
-        if profile and dtype == bench.dtypes[0]:
-            found = run_profile(lambda run=run, sample=sample: step(run, sample), run.state.model, bench.device)
-            bench.notes[f"training step, {dtype}"] = found
+        measurements += one_dtype(run, bench, dtype, batch, profile and dtype == bench.dtypes[0])
         if bench.growth and dtype == bench.dtypes[-1]:
             bench.notes["training step, by batch"] = step_growth(run, bench, batch)
         del run
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
-    return figures
+    return measurements
 
 
-def with_deconv(run: Run, batch: int, bench: Bench, dtype: str, backbones: TrunkStep) -> Figure:
-    """What of the ratio is the detector's deconv, which is convolutions as large as a backbone's."""
-    return bench.clock.compare(
+def one_dtype(run: Run, bench: Bench, dtype: str, batch: int, profile: bool) -> list[Measurement]:
+    """The ratio, the part of it that is the detector's deconv, the rate of operations, the memory."""
+    sample, model = make_batch(run, batch, bench.device), run.state.model
+    backbones = BackboneStep(run, batch, dtype, with_deconv=False)
+    ratio = bench.clock.compare(
+        "step",
+        f"training step / its backbones, {dtype}, batch {batch}",
+        lambda: step(run, sample),
+        backbones,
+        limit=bench.limit(STEP_LIMIT),
+        detail=f"images, targets, network, losses, backward, gradient norm, Adam; "
+        f"{describe_reference(model, bench.device)}; forward and backward",
+    )
+    with_deconv = bench.clock.compare(
         "step",
         f"  of that: backbones and deconv / backbones, {dtype}",
-        TrunkStep(run, batch, bench, dtype, with_deconv=True),
+        BackboneStep(run, batch, dtype, with_deconv=True),
         backbones,
-        detail="a step cannot be nearer to its backbones than this",
+        detail="the deconv's convolutions are as large as a backbone's: a step cannot come closer to its backbones",
     )
-
-
-def memory(run: Run, sample: Sample, bench: Bench, dtype: str, batch: int) -> Figure:
-    """The most that a step holds beyond weights and optimiser state."""
+    rate = operation_rate(bench, dtype, 3 * count_operations(backbones.backbones, backbones.inputs), ratio)
     used = peak_memory(lambda: step(run, sample), bench.device)
-    return Figure("step", f"  memory of a step, {dtype}, batch {batch}", used / 1e6, "MB", detail="beyond the weights")
+    what, detail = f"  memory of a step, {dtype}, batch {batch}", "beyond weights and optimizer state"
+    if profile:
+        found = run_profile(lambda: step(run, sample), model, bench.device)
+        bench.notes[f"training step, {dtype}"] = found
+    return [ratio, with_deconv, rate, Measurement("step", what, used / 1e6, "MB", detail=detail)]
 
 
 def step_growth(run: Run, bench: Bench, largest: int) -> dict[str, dict[str, float]]:
-    """Samples a second, and memory, against the batch."""
-    found, batch = {}, 1
-    while batch <= min(largest, bench.max_batch):
+    """Samples per second and memory, by batch."""
+    found = {}
+    for batch in bench.doubling_batches(largest):
         sample = make_batch(run, batch, bench.device)
         step(run, sample)
         begun = time.perf_counter()
@@ -146,5 +147,4 @@ def step_growth(run: Run, bench: Bench, largest: int) -> dict[str, dict[str, flo
         used = peak_memory(lambda sample=sample: step(run, sample), bench.device)
         found[str(batch)] = {"samples_per_s": batch / seconds, "memory_MB": used / 1e6}
         bench.clock.progress(f"steps with batch {batch}")
-        batch *= 2
     return found
