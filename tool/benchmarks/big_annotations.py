@@ -1,19 +1,11 @@
-"""Write made-up InterHand2.6M annotations of any size, to try at full scale what reads them. There are no images.
-
-    python -m tool.benchmarks.big_annotations --out /tmp/big --count 1000000
-    python -m tool.benchmarks.big_annotations --out /tmp/small --count 10000 --split test --seed 1
-
-writes OUT/annotations/SPLIT/InterHand2.6M_SPLIT_{data,camera,joint_3d,MANO_NeuralAnnot}.json in the official format,
-about 0.7 kB per annotation, in little memory, and makes the images' folder, empty. The same arguments give the same
-files.
+"""Made-up InterHand2.6M annotations of any size, to try at full scale what reads them. There are no images.
 
 The proportions are those of the real set: captures of 110 cameras, each frame annotated in two thirds of them, the
 order capture, sequence, camera, frame; both hands in half of the sequences; some joints invalid, sometimes a wrist; a
-few frames without MANO parameters; numbers with as many digits. The joints are noise in front of the cameras; boxes and
-MANO parameters are noise, too.
+few frames without MANO parameters; numbers with as many digits. Joints are noise in front of the cameras; boxes and
+MANO parameters are noise, too. An annotation takes about 0.6 kB.
 """
 
-import argparse
 import math
 from collections.abc import Iterator
 from itertools import islice
@@ -23,8 +15,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from common.errors import UserError, run_main
-from common.options import count
 from common.types import HAND_TYPES
 from common.utils.files import atomic_path, make_folder, write_json
 from data.layouts import INTERHAND_IMAGES, INTERHAND_JSONS
@@ -35,15 +25,12 @@ HAND_TYPE_SHARES = (0.25, 0.25, 0.5)
 NO_MANO = 0.01  # share of frames
 
 
-def write_annotations(root: Path, count: int, split: str = "train", seed: int = 0, overwrite: bool = False) -> None:
-    """Write the four files below `root`. Raises UserError if one exists and is not to be overwritten."""
+def write_annotations(root: Path, count: int, split: str = "train") -> None:
+    """Write the four files of a split below `root` in little memory, always the same, and make the images' folder."""
     data_file, camera_file, joint_file, mano_file = (root / name.format(split=split) for name in INTERHAND_JSONS)
-    for path in (data_file, camera_file, joint_file, mano_file):
-        if path.exists() and not overwrite:
-            raise UserError(f"{path} exists; name another folder with --out, or replace it with --overwrite")
-        make_folder(path.parent)
+    make_folder(data_file.parent)
     make_folder(root / INTERHAND_IMAGES.format(split=split))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     frames = SEQUENCE_FRAMES * math.ceil(count / SEQUENCE_VIEWS)
     captures = range(math.ceil(frames / CAPTURE_FRAMES))
     types = np.repeat(rng.choice(3, frames // SEQUENCE_FRAMES, p=HAND_TYPE_SHARES), SEQUENCE_FRAMES)
@@ -133,19 +120,3 @@ def _image(id: int, frame: int, camera: int, types: np.ndarray) -> str:
 def _annotation(id: int, label: str, rng: np.random.Generator) -> str:
     box = rng.uniform(50, 300, 4).astype(np.float32).astype(float).tolist()
     return f'{{"id": {id}, "image_id": {id}, "bbox": {box}, {label}"hand_type_valid": 1}}'
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write annotations/SPLIT into")
-    parser.add_argument("--count", type=count, default=1_000_000, help="annotations (default: 1000000)")
-    parser.add_argument("--split", choices=("train", "test"), default="train", help="(default: train)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
-    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    args = parser.parse_args()
-    write_annotations(args.out, args.count, args.split, args.seed, args.overwrite)
-    print(f"{args.count} annotations are in {args.out / 'annotations' / args.split}")
-
-
-if __name__ == "__main__":
-    run_main(main)

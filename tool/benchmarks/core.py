@@ -163,11 +163,6 @@ def tf32(enabled: bool) -> Iterator[None]:
         convolutions.allow_tf32, products.allow_tf32 = before
 
 
-def describe_tf32(device: torch.device) -> str:
-    """For the details of a measurement on a GPU; nothing on a CPU, which has no TF32."""
-    return f"; TF32 {'on' if torch.backends.cudnn.allow_tf32 else 'off'} on both sides" if device.type == "cuda" else ""
-
-
 def autocast(dtype: str, device: torch.device) -> AbstractContextManager:
     """Mixed precision for a `dtype` of the command line: bf16, and compiled on a GPU."""
     if dtype == "bf16" or (dtype == "compiled" and device.type == "cuda"):

@@ -1,7 +1,8 @@
 """The network's stages of tool/benchmark.py: inference and the translation network's input."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from common.nets.trans_net import PEAK, SIGMA, convolve_heatmaps
 from main.build import build_model, prepare_inference
 from main.config import Config
 from main.model import InterWild, build_model, prepare_inference
-from tool.benchmarks.core import Clock, Measurement, autocast, describe_tf32, peak_memory, tf32
+from tool.benchmarks.core import Clock, Measurement, autocast, peak_memory, tf32
 from tool.benchmarks.profile import run_profile
 from tool.untrained import show_something
 
@@ -56,13 +57,6 @@ class Bench:
     @property
     def device(self) -> torch.device:
         return self.clock.device
-
-    def doubling_batches(self, largest: int | None = None) -> Iterator[int]:
-        """1, 2, 4, ... up to `max_batch`."""
-        batch = 1
-        while batch <= min(largest or self.max_batch, self.max_batch):
-            yield batch
-            batch *= 2
 
 
 def untrained(bench: Bench) -> InterWild:
@@ -114,13 +108,13 @@ def backbone_inputs(model: InterWild, batch: int) -> tuple[Tensor, Tensor, Tenso
     )
 
 
-def describe_reference(model: InterWild, device: torch.device) -> str:
+def describe_reference(model: InterWild) -> str:
     """How the backbones alone are run, in words."""
     body, hand, pair = (f"{h} x {w}" for h, w in (model.frames.body, model.frames.hand, model.frames.pair_hm))
     layout = str(memory_format(model)).removeprefix("torch.").replace("_", " ")
     return (
         f"backbones alone: the same modules on an image's {body} body, two {hand} hands, and {pair} x 64 into the "
-        f"pair backbone from layer1 on; same batch, threads, mode and memory layout ({layout}){describe_tf32(device)}"
+        f"pair backbone from layer1 on; same batch, threads, mode and memory layout ({layout})"
     )
 
 
@@ -135,30 +129,35 @@ def inference(bench: Bench, profile: bool = False) -> list[Measurement]:
             ratio = bench.clock.compare(
                 "inference",
                 f"inference / its backbones and deconv, {dtype}, batch {bench.images}",
-                lambda whole=whole: whole(images),
-                lambda parts=parts: parts(*inputs),
+                partial(whole, images),
+                partial(parts, *inputs),
                 limit=bench.limit(INFERENCE_LIMIT),
-                detail=describe_reference(model, bench.device),
+                detail=describe_reference(model),
             )
         measurements += [ratio, operation_rate(bench, dtype, count_operations(backbones, inputs), ratio)]
     if profile:
         with torch.inference_mode(), autocast(bench.dtypes[0], bench.device):
-            bench.notes["inference"] = run_profile(lambda: model(images), model, bench.device)
+            bench.notes["inference"] = run_profile(partial(model, images), model, bench.device)
     if bench.growth:
         with torch.inference_mode(), autocast(bench.dtypes[-1], bench.device):
-            bench.notes["inference, by batch"] = inference_growth(model, bench)
+            bench.notes["inference, by batch"] = cost_by_batch(
+                bench, "images", lambda batch: partial(model, random_images(model, batch, 3, *model.frames.crop))
+            )
     return measurements
 
 
-def inference_growth(model: InterWild, bench: Bench) -> dict[str, dict[str, float]]:
-    """Images per second and memory, by batch."""
-    found = {}
-    for batch in bench.doubling_batches():
-        images = random_images(model, batch, 3, *model.frames.crop)
-        memory = peak_memory(lambda images=images: model(images), bench.device)
-        seconds = min(bench.clock.seconds(lambda images=images: model(images))[0] for _ in range(2))
-        found[str(batch)] = {"images_per_s": batch / seconds, "memory_MB": memory / 1e6}
-        bench.clock.progress(f"inference with batch {batch}")
+def cost_by_batch(
+    bench: Bench, unit: str, prepare: Callable[[int], Callable[[], object]], largest: int | None = None
+) -> dict[str, dict[str, float]]:
+    """Throughput and memory of batches of 1, 2, 4, ... up to `max_batch`; `prepare` makes the call for a batch."""
+    found, batch = {}, 1
+    while batch <= min(largest or bench.max_batch, bench.max_batch):
+        call = prepare(batch)
+        memory = peak_memory(call, bench.device)
+        seconds = min(bench.clock.seconds(call)[0] for _ in range(2))
+        found[str(batch)] = {f"{unit}_per_s": batch / seconds, "memory_MB": memory / 1e6}
+        bench.clock.progress(f"batches of {batch} {unit}")
+        batch *= 2
     return found
 
 
@@ -186,8 +185,7 @@ def operation_rate(bench: Bench, dtype: str, operations: int, ratio: Measurement
         f"{ratio.stage}: backbone operations per second, relative to a matrix product, {dtype}",
         100 * whole / peak,
         "%",
-        detail=f"{operations / 1e9:.1f} G operations in the time of the whole; {size} x {size} {a.dtype} matrices"
-        + describe_tf32(device),
+        detail=f"{operations / 1e9:.1f} G operations in the time of the whole; {size} x {size} {a.dtype} matrices",
         parts={"Gflops_per_s": whole / 1e9, "matmul_Gflops_per_s": peak / 1e9},
     )
 
@@ -234,7 +232,7 @@ def trans_input(bench: Bench) -> list[Measurement]:
             limit=bench.limit(INPUT_SPEED_LIMIT),
             at_least=True,
             detail=f"dense: {weight.shape[1]}-channel heatmaps of {size[1]} x {size[2]}, convolution to "
-            f"{weight.shape[0]}{describe_tf32(bench.device)}",
+            f"{weight.shape[0]}; no TF32",
         )
         memory = [peak_memory(call, bench.device) for call in (factorised, dense)]
     share = Measurement(

@@ -1,6 +1,6 @@
 """The training stage of tool/benchmark.py: the step of main/train.py against its backbones alone."""
 
-import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from tool.benchmarks.network import (
     Backbones,
     Bench,
     backbone_inputs,
+    cost_by_batch,
     count_operations,
     describe_reference,
     operation_rate,
@@ -97,27 +98,30 @@ def training_step(bench: Bench, batch: int, data: Path, mano: Path, output: Path
     measurements: list[Measurement] = []
     for dtype in bench.dtypes:
         run = open_run(bench, dtype, data, mano, output / f"training_{dtype}")
-        measurements += one_dtype(run, bench, dtype, batch, profile and dtype == bench.dtypes[0])
+        measurements += one_dtype(run, bench, dtype, batch)
+        if profile and dtype == bench.dtypes[0]:
+            whole = partial(step, run, make_batch(run, batch, bench.device))
+            bench.notes[f"training step, {dtype}"] = run_profile(whole, run.state.model, bench.device)
         if bench.growth and dtype == bench.dtypes[-1]:
             bench.notes["training step, by batch"] = step_growth(run, bench, batch)
-        del run
+        del run  # before the next one takes memory
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
     return measurements
 
 
-def one_dtype(run: Run, bench: Bench, dtype: str, batch: int, profile: bool) -> list[Measurement]:
+def one_dtype(run: Run, bench: Bench, dtype: str, batch: int) -> list[Measurement]:
     """The ratio, the part of it that is the detector's deconv, the rate of operations, the memory."""
-    sample, model = make_batch(run, batch, bench.device), run.state.model
+    model, whole = run.state.model, partial(step, run, make_batch(run, batch, bench.device))
     backbones = BackboneStep(run, batch, dtype, with_deconv=False)
     ratio = bench.clock.compare(
         "step",
         f"training step / its backbones, {dtype}, batch {batch}",
-        lambda: step(run, sample),
+        whole,
         backbones,
         limit=bench.limit(STEP_LIMIT),
         detail=f"images, targets, network, losses, backward, gradient norm, Adam; "
-        f"{describe_reference(model, bench.device)}; forward and backward",
+        f"{describe_reference(model)}; forward and backward",
     )
     with_deconv = bench.clock.compare(
         "step",
@@ -127,24 +131,16 @@ def one_dtype(run: Run, bench: Bench, dtype: str, batch: int, profile: bool) -> 
         detail="the deconv's convolutions are as large as a backbone's: a step cannot come closer to its backbones",
     )
     rate = operation_rate(bench, dtype, 3 * count_operations(backbones.backbones, backbones.inputs), ratio)
-    used = peak_memory(lambda: step(run, sample), bench.device)
-    what, detail = f"  memory of a step, {dtype}, batch {batch}", "beyond weights and optimizer state"
-    if profile:
-        found = run_profile(lambda: step(run, sample), model, bench.device)
-        bench.notes[f"training step, {dtype}"] = found
-    return [ratio, with_deconv, rate, Measurement("step", what, used / 1e6, "MB", detail=detail)]
+    memory = Measurement(
+        "step",
+        f"  memory of a step, {dtype}, batch {batch}",
+        peak_memory(whole, bench.device) / 1e6,
+        "MB",
+        detail="beyond weights and optimizer state",
+    )
+    return [ratio, with_deconv, rate, memory]
 
 
 def step_growth(run: Run, bench: Bench, largest: int) -> dict[str, dict[str, float]]:
     """Samples per second and memory, by batch."""
-    found = {}
-    for batch in bench.doubling_batches(largest):
-        sample = make_batch(run, batch, bench.device)
-        step(run, sample)
-        begun = time.perf_counter()
-        step(run, sample)  # reading its numbers waits for the device
-        seconds = time.perf_counter() - begun
-        used = peak_memory(lambda sample=sample: step(run, sample), bench.device)
-        found[str(batch)] = {"samples_per_s": batch / seconds, "memory_MB": used / 1e6}
-        bench.clock.progress(f"steps with batch {batch}")
-    return found
+    return cost_by_batch(bench, "samples", lambda n: partial(step, run, make_batch(run, n, bench.device)), largest)

@@ -67,7 +67,7 @@ def make_annotations(work: Path, count: int) -> Path:
     """The folder of a made-up dataset, which is written unless it exists."""
     root = work / f"annotations_{count}"
     if not (root / INTERHAND_JSONS[0].format(split="train")).exists():
-        write_annotations(root, count, overwrite=True)
+        write_annotations(root, count)
     return root
 
 
@@ -80,7 +80,7 @@ def measure_store(root: Path, cache: Path, samples: int, workers: int) -> dict[s
     if not psutil.LINUX:
         raise UserError("the memory that processes share is measured on Linux only")
     row: dict[str, float] = {}
-    for measure in (measure_build, measure_open_cold, measure_open, measure_annotation, measure_workers):
+    for measure in (measure_build, measure_open_cold, measure_open, measure_workers):
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
             row |= fresh.submit(measure, root, cache, samples, workers).result()
     return row
@@ -118,16 +118,16 @@ def measure_open(root: Path, cache: Path, samples: int, workers: int) -> dict[st
     source.annotation(len(source) // 2)
     seconds = time.perf_counter() - start
     added = _resident_memory() - before
-    return {"open_s": seconds, "open_MB": added, "pickled_kB": len(ForkingPickler.dumps(source)) / 1024}
-
-
-def measure_annotation(root: Path, cache: Path, samples: int, workers: int) -> dict[str, float]:
-    source = InterHand26M(root, "train", cache=cache)
     for _ in range(2):
         start = time.perf_counter()
         _read_at_random(source, samples, seed=0)
-        seconds = time.perf_counter() - start
-    return {"annotation_us": seconds / samples * 1e6}
+        read = time.perf_counter() - start
+    return {
+        "open_s": seconds,
+        "open_MB": added,
+        "pickled_kB": len(ForkingPickler.dumps(source)) / 1024,
+        "annotation_us": read / samples * 1e6,
+    }
 
 
 def measure_workers(root: Path, cache: Path, samples: int, workers: int) -> dict[str, float]:
