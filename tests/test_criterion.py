@@ -14,7 +14,7 @@ from common.types import ManoParams, Prediction, Targets
 from common.utils.frames import Frames
 from common.utils.rotations import axis_angle_to_matrix
 from tool.published import run as parity
-from tool.published.loss import compare, read_batch
+from tool.published.loss import compare_group, read_batch
 
 FRAMES = Frames()
 N, VERTICES = 3, 5  # few vertices: the mean over them is no different
@@ -220,10 +220,13 @@ def test_a_nan_is_traced_to_its_term_and_sample(prediction, targets):
 def test_parity_notices(golden: Path, tmp_path: Path):
     """NaN and a number too far off are outside; a term too many or too few is an error."""
     recorded = {"a": 1.0, "b": 2.0}
-    assert [r.outside for r in compare("g", recorded, {"a": 1.000005, "b": float("nan")}, {}, 1e-5)] == [False, True]
-    assert compare("g", recorded, {"a": 1.0001, "b": 2.0}, {}, 1e-5)[0].outside
+    assert [r.outside for r in compare_group("g", recorded, {"a": 1.000005, "b": float("nan")}, {}, 1e-5)] == [
+        False,
+        True,
+    ]
+    assert compare_group("g", recorded, {"a": 1.0001, "b": 2.0}, {}, 1e-5)[0].outside
     with pytest.raises(UserError, match="differing: b"):
-        compare("g", recorded, {"a": 1.0}, {}, 1e-5)
+        compare_group("g", recorded, {"a": 1.0}, {}, 1e-5)
     arrays = dict(np.load(golden / "loss" / "loss_batch.npz"))
     del arrays["targets/joint_cam"]
     np.savez(tmp_path / "batch.npz", **arrays)
@@ -243,5 +246,5 @@ def test_parity_compares_what_is_recorded(monkeypatch, golden, mano_folder, tmp_
         run(golden / "loss", "--what", "forward")
     with pytest.raises(UserError, match="`loss` needs --snapshot"):
         run(golden / "loss")
-    with pytest.raises(UserError, match="no recorded figures, none of forward_test.npz, loss.json, datasets/"):
+    with pytest.raises(UserError, match="no recorded results, none of forward_test.npz, loss.json, datasets/"):
         run(mano_folder)

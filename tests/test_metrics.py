@@ -25,9 +25,9 @@ from common.targets import complete_truth
 from common.types import LEFT, RIGHT, GroundTruth
 from common.utils.frames import Frames
 from tool.published import run as parity
+from tool.published.comparison import load_npz
 from tool.published.datasets import open_recorded, plain_id
-from tool.published.forward import load_npz
-from tool.published.metrics import REDUCED, as_published, compare, read_estimate
+from tool.published.metrics import REDUCED, as_published, compare_labels, read_estimate
 
 SETS = (
     "InterHand26M_test",
@@ -337,4 +337,10 @@ def test_nan_compares_with_nothing_but_nan():
     """Where the published system prints NaN, ours must have left something out, and the other way round."""
     recorded_values = {"a": None, "b": float("nan"), "c": 1.0, "d": None, "e": 1.0}
     ours = {"a": None, "b": None, "c": None, "d": 1.0, "e": 1.0005}
-    assert [report.outside for report in compare("set", recorded_values, ours)] == [False, False, True, True, False]
+    assert [report.outside for report in compare_labels("set", recorded_values, ours)] == [
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]

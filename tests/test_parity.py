@@ -10,7 +10,10 @@ import torch
 from inputs import smooth_batch
 
 from common.checkpoint import read_checkpoint
+from common.errors import UserError
 from tool.published import run as parity
+from tool.published.comparison import Report
+from tool.published.forward import compare_tensors
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def test_forward_equals_the_published(monkeypatch, golden, mano_folder, golden_s
     code = run(monkeypatch, golden, mano_folder, golden_snapshot, inputs, tmp_path)
     printed = capsys.readouterr().out
     assert code == 0, printed
-    assert "all 810 tensors of the network loaded; passed over: none" in printed
+    assert "all 810 tensors of the network loaded; skipped: none" in printed
     assert "53 compared, 0 outside" in printed
     with np.load(golden / "forward_test.npz") as recorded, np.load(tmp_path / "forward_test.npz") as ours:
         assert set(recorded.files) == set(ours.files)
@@ -50,21 +53,21 @@ def test_a_small_change_of_the_network_is_noticed(monkeypatch, golden, mano_fold
 
 def test_nan_is_outside(golden, golden_snapshot):
     """A comparison with NaN is false, which must not read as 'within'."""
-    from tool.published.forward import compare
-
     recorded = {"x": np.ones(3, np.float32)}
-    assert compare(recorded, {"x": np.array([1, np.nan, 1], np.float32)}, {})[0].outside
-    assert not compare(recorded, recorded, {})[0].outside
+    assert compare_tensors("", recorded, {"x": np.array([1, np.nan, 1], np.float32)}, {})[0].outside
+    assert not compare_tensors("", recorded, recorded, {})[0].outside
 
 
 def test_rotations_are_compared_as_rotations():
     """An axis-angle vector and its complement the other way round are one rotation."""
-    from tool.published.forward import compare
+
+    def compare_rotation(recorded: np.ndarray, ours: np.ndarray) -> Report:
+        return compare_tensors("", {"root_pose": recorded}, {"root_pose": ours}, {})[0]
 
     vector = np.array([[0.3, -2.0, 1.0]], np.float32)
     angle = np.linalg.norm(vector)
-    assert not compare({"root_pose": vector}, {"root_pose": vector * (1 - 2 * np.pi / angle)}, {})[0].outside
-    assert compare({"root_pose": vector}, {"root_pose": -vector}, {})[0].outside
+    assert not compare_rotation(vector, vector * (1 - 2 * np.pi / angle)).outside
+    assert compare_rotation(vector, -vector).outside
 
 
 def test_mano_is_not_in_the_file(golden_snapshot, small_snapshot):
@@ -74,8 +77,6 @@ def test_mano_is_not_in_the_file(golden_snapshot, small_snapshot):
 
 
 def test_missing_parts_are_named(monkeypatch, golden, mano_folder, golden_snapshot, inputs, tmp_path):
-    from common.errors import UserError
-
     folder = tmp_path / "figures"
     folder.mkdir()
     with pytest.raises(UserError, match="forward_test.npz"):
@@ -84,3 +85,23 @@ def test_missing_parts_are_named(monkeypatch, golden, mano_folder, golden_snapsh
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--what", "dance"])
     with pytest.raises(UserError, match="no such part"):
         parity.main()
+
+
+def test_gpus_keep_cudnn_and_full_float32(monkeypatch, golden, tmp_path):
+    """`torch.backends.cudnn.flags` switches cuDNN off unless told otherwise."""
+    seen = []
+
+    def part(args):
+        seen.append((torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32))
+        return [Report("x", 0.0, 0.0, 0.0, False)]
+
+    monkeypatch.setitem(parity.PARTS, "forward", parity.PARTS["forward"]._replace(run=part, options=()))
+    arguments = ["--golden", golden, "--mano", tmp_path, "--out", tmp_path, "--what", "forward"]
+    monkeypatch.setattr(sys, "argv", ["parity.py", *map(str, arguments)])
+    assert parity.main() == 0 and seen == [(True, False)]
+
+
+def test_snapshot_may_be_called_checkpoint(monkeypatch):
+    arguments = ["--golden", "a", "--mano", "b", "--out", "c", "--checkpoint", "d.pth"]
+    monkeypatch.setattr(sys, "argv", ["parity.py", *arguments])
+    assert parity.parse_args().snapshot == Path("d.pth")

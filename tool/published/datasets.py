@@ -13,21 +13,19 @@ from msgspec.structs import replace
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from common.devices import parse_devices
 from common.errors import UserError
 from common.nets.mano import TwoHandMano
-from common.nets.mano_files import read_hand_models
 from common.targets import body_box_of, build_images, build_targets, complete_truth
 from common.types import Annotation
 from common.utils.augment import Augmentation
 from common.utils.files import make_folder, write_json
 from common.utils.joints import INTERHAND_JOINTS, JOINTS
-from common.utils.rotations import axis_angle_to_matrix
 from data.dataset import HandDataset, to_device
 from data.reading import read_json, vector
 from main.build import open_dataset
 from main.config import Config
-from tool.published.forward import Report, load_npz
+from tool.published.comparison import Report, compare, load_mano, load_npz, pairs
+from tool.published.forward import rotation_matrices
 from tool.published.official import official_eval_sample, official_sample
 
 # Absolute tolerances by the end of a field's name: heatmap cells, metres, radians, [0, 1].
@@ -65,44 +63,43 @@ class Index(msgspec.Struct):
 
 def run(args: Namespace) -> list[Report]:
     """Make every sample, write `datasets/{set}.npz` and `datasets/index.json`, compare. `args` of `tool/parity.py`."""
-    device = parse_devices(args.gpu)[0]
     index = read_json(args.golden / "datasets" / "index.json", Index)
-    mano = TwoHandMano(*read_hand_models(args.mano)).to(device)
+    mano = load_mano(args)
     augmentations = {
         name: Augmentation(aug.scale, aug.rot, tuple(aug.color_scale), aug.do_flip) for name, aug in index.augs.items()
     }
-    folder = args.out / "datasets"
+    data, folder = args.golden / "data", args.out / "datasets"
     make_folder(folder)
     reports, written = [], {}
-    # Neither the recorded figures nor the results are a place for caches.
-    with TemporaryDirectory() as temporary:
-        cache = Path(temporary)
+    with TemporaryDirectory() as cache:  # neither the recorded results nor ours are a place for caches
         for name, recorded in tqdm(index.sets.items(), desc="datasets", leave=False):
-            dataset = open_recorded(name, args.golden / "data", cache)
+            dataset = open_recorded(name, data, Path(cache))
             order = list(map(plain_id, recorded.ids))
             ids = [plain_id(dataset.source.id(i)) for i in range(len(dataset))]
             # Where the published order is that of the file system only the ids themselves are compared.
             same = sorted(ids, key=repr) == sorted(order, key=repr) if "ReInterHand" in name else ids == order
-            reports.append(Report(f"{name}: length and ids", float(not same), float(not same), 0.0, not same))
-            written[name] = {"len": len(dataset), "ids": order if same else ids}
+            reports.append(compare_equal(f"{name}: length and ids", same))
             indices = [ids.index(id) for id in order if id in ids]
-            paths = [dataset.source.annotation(i).image_path for i in indices]
-            written[name]["img_path"] = [path.relative_to(args.golden / "data").as_posix() for path in paths]
+            paths = [dataset.source.annotation(i).image_path.relative_to(data).as_posix() for i in indices]
+            written[name] = {"len": len(dataset), "ids": order if same else ids, "img_path": paths}
             if recorded.img_path:
-                other = written[name]["img_path"] != recorded.img_path
-                reports.append(Report(f"{name}: image paths", float(other), float(other), 0.0, other))
-            values = make_set(dataset, indices, augmentations, mano, device)
+                reports.append(compare_equal(f"{name}: image paths", paths == recorded.img_path))
+            values = make_set(dataset, indices, augmentations, mano, args.device)
             np.savez(folder / f"{name}.npz", **values)
             expected = load_npz(args.golden / "datasets" / f"{name}.npz")
-            reports += compare(name, expected, values)
+            reports += compare_set(name, expected, values)
             if dataset.source.split == "train":
                 reports.append(compare_uint8_crops(name, dataset, indices, augmentations, expected))
     write_json(folder / "index.json", {"augs": msgspec.to_builtins(index.augs), "sets": written})
     return reports
 
 
+def compare_equal(name: str, same: bool) -> Report:
+    return compare(name, np.ones(1), np.array([float(same)]), 0.0)
+
+
 def plain_id(id: Any) -> Any:
-    """As it compares: a list or tuple is a tuple."""
+    """An id in the form to compare: lists become tuples."""
     return tuple(id) if isinstance(id, list | tuple) else id
 
 
@@ -110,7 +107,7 @@ def open_recorded(name: str, data_folder: Path, cache: Path) -> HandDataset:
     """A dataset by its recorded name, {set}[_{Mugsy|Ego}_{frame|segment}]_{train|test}."""
     match = re.fullmatch(r"([A-Za-z0-9]+)(?:_(Mugsy|Ego)_(frame|segment))?_(train|test)", name)
     if not match:
-        raise UserError(f"the recorded figures name a dataset {name!r}, which is none of ours")
+        raise UserError(f"the recorded results name a dataset {name!r}, which this system does not have")
     config = Config()
     if match[2]:
         config = replace(config, cam_mode=f"{match[2]}_cameras", envmap_mode=f"envmap_per_{match[3]}")
@@ -147,17 +144,16 @@ def make_set(
     return values
 
 
-def named(augmentation: str, view: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def named(augmentation: str, sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Of the images a grid and the statistics of each channel are recorded."""
-    view = dict(view)
-    images = view.pop("inputs")["img"]
+    images = sample.pop("inputs/img")
     statistics = images.astype(np.float64)
     values = {
         "inputs/img_grid": images[:, :, 16::32, 16::32],
         "inputs/img_mean": statistics.mean((2, 3)),
         "inputs/img_std": statistics.std((2, 3)),
+        **sample,
     }
-    values |= {f"{group}/{key}": value for group, fields in view.items() for key, value in fields.items()}
     return {f"{augmentation}/{key}": value for key, value in values.items()}
 
 
@@ -191,20 +187,13 @@ def in_file_order(hands: list[np.ndarray], name: str) -> np.ndarray:
     return joints[:, ::-1].reshape(len(joints), 42, -1)  # MSCOCO: left hand first
 
 
-def compare(name: str, recorded: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> list[Report]:
-    """One line a field, the worst over all augmentations."""
+def compare_set(name: str, recorded: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> list[Report]:
+    """One line per field, the worst over all augmentations; the published lists keep fields that ours do not."""
     reports: dict[str, Report] = {}
-    for key, expected in recorded.items():
-        result = ours.get(key)
-        if result is None:
-            if key.startswith("datalist/"):
-                continue
-            raise UserError(f"{name}: {key} is recorded, ours has no such field")
-        if result.shape != expected.shape:
-            raise UserError(f"{name}: {key} is recorded as {expected.shape}, ours is {result.shape}")
-        report = compare_field(key, expected.astype(np.float64), result.astype(np.float64), recorded)
-        field = key.split("/", 1)[1] if not key.startswith("datalist/") else key
-        report = report._replace(name=f"{name}/{field}")
+    known = {key: value for key, value in recorded.items() if key in ours or not key.startswith("datalist/")}
+    for key, expected, result in pairs(name, known, ours):
+        field = key if key.startswith("datalist/") else key.split("/", 1)[1]
+        report = compare_field(f"{name}/{field}", key, expected, result, recorded)
         if field not in reports or report.outside or (report.error > reports[field].error):
             reports[field] = report
     return list(reports.values())
@@ -218,15 +207,19 @@ def compare_uint8_crops(
     recorded: dict[str, np.ndarray],
 ) -> Report:
     """Training samples the crops in uint8, the published system in float32: the worst error over all augmentations."""
-    error = 0.0
+    expected, found = [], []
     for augmentation_name, augmentation in augmentations.items():
         images = build_images(default_collate([dataset.sample(i, augmentation) for i in indices]))
-        expected = recorded[f"{augmentation_name}/inputs/img_grid"]
-        error = max(error, float(np.abs(images[:, :, 16::32, 16::32].numpy() - expected).max()))
-    return Report(f"{name}/inputs/img_grid of uint8 crops", error, error, UINT8_TOLERANCE, not error <= UINT8_TOLERANCE)
+        expected.append(recorded[f"{augmentation_name}/inputs/img_grid"])
+        found.append(images[:, :, 16::32, 16::32].numpy())
+    return compare(
+        f"{name}/inputs/img_grid of uint8 crops", np.concatenate(expected), np.concatenate(found), UINT8_TOLERANCE
+    )
 
 
-def compare_field(key: str, expected: np.ndarray, result: np.ndarray, recorded: dict[str, np.ndarray]) -> Report:
+def compare_field(
+    name: str, key: str, expected: np.ndarray, result: np.ndarray, recorded: dict[str, np.ndarray]
+) -> Report:
     last = key.rsplit("/", 1)[-1].removeprefix("lhand_").removeprefix("rhand_")
     tolerance = MM_TOLERANCE if key == "datalist/joint_cam" else TOLERANCE.get(last, OTHER_TOLERANCE)
     if last.endswith("_trunc") and "meta_info/" in key:
@@ -235,15 +228,7 @@ def compare_field(key: str, expected: np.ndarray, result: np.ndarray, recorded: 
         border = (np.minimum(np.abs(points), np.abs(points - limits)) < BORDER).any(-1, keepdims=True)
         expected, result = np.where(border, 0, expected), np.where(border, 0, result)
         tolerance = 0.0
-    if last == "mano_pose":  # the two vectors of a half turn are one rotation
-        expected, result = (
-            axis_angle_to_matrix(torch.from_numpy(x).unflatten(-1, (-1, 3))).numpy() for x in (expected, result)
-        )
-    # NaN stands for "none"; a NaN of one alone makes the error infinite.
-    difference = np.where(np.isnan(expected) & np.isnan(result), 0, np.abs(expected - result))
-    difference = np.where(np.isnan(difference), np.inf, difference)
-    magnitude = np.abs(np.nan_to_num(expected))
+    if last == "mano_pose":
+        expected, result = rotation_matrices(expected), rotation_matrices(result)
     relative = 0.0 if last.startswith("img_") else RELATIVE  # images are in [0, 1]
-    error = float(difference.max(initial=0))
-    outside = bool((difference - relative * magnitude > tolerance).any())
-    return Report(key, error, error / max(float(magnitude.max(initial=0)), 1e-30), tolerance, outside)
+    return compare(name, expected, result, tolerance, relative)

@@ -1,110 +1,72 @@
 """The forward part of `tool/parity.py`: the network's outputs and intermediates under the recorded names."""
 
-import json
 from argparse import Namespace
-from contextlib import nullcontext
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.devices import parse_devices
+from common.checkpoint import load_network, read_checkpoint
 from common.errors import UserError
 from common.nets.trans_net import PEAK, gaussian
 from common.postprocess import to_crop
 from common.types import Prediction
 from common.utils.boxes import restore_box
+from common.utils.files import make_folder
 from common.utils.frames import Frames
 from common.utils.rotations import axis_angle_to_matrix
-from main.build import load_model
-from main.model import InterWild
-
-
-class Report(NamedTuple):
-    """One line of the result: the worst absolute error, the same over the largest recorded value, what is allowed."""
-
-    name: str
-    error: float
-    relative: float
-    tolerance: float
-    outside: bool
+from main.config import Config
+from main.model import InterWild, build_model
+from tool.published.comparison import Report, autocast, compare, largest, load_mano, load_npz, pairs, read_spreads
 
 
 def run(args: Namespace) -> list[Report]:
     """Run the network on the inputs, write `forward_test.npz`, compare. `args` are those of `tool/parity.py`."""
-    device = parse_devices(args.gpu)[0]
-    images = load_npz(args.inputs)
-    if "images" not in images:
+    arrays = load_npz(args.inputs)
+    if "images" not in arrays:
         raise UserError(f"{args.inputs} has no array `images`")
-    model, _, _, ignored = load_model(args.snapshot, args.mano)
-    print(f"all {len(model.state_dict())} tensors of the network loaded; ignored: {', '.join(ignored) or 'none'}")
+    model = build_model(Config(), load_mano(args))
+    skipped = load_network(model, read_checkpoint(args.snapshot)["network"], args.snapshot)
+    print(f"all {len(model.state_dict())} tensors of the network loaded; skipped: {', '.join(skipped) or 'none'}")
 
-    model.to(device).eval()
-    tensor = torch.from_numpy(images["images"]).float().to(device)
-    dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[args.amp]
-    # cuDNN's default for float32 convolutions, TF32, keeps 10 bits of the mantissa: not what is compared here.
-    with (
-        torch.inference_mode(),
-        torch.backends.cudnn.flags(allow_tf32=False),
-        torch.autocast(device.type, dtype) if dtype else nullcontext(),
-    ):
-        outputs, intermediates = forward(model, tensor)
-    args.out.mkdir(parents=True, exist_ok=True)
+    model.to(args.device).eval()
+    images = torch.from_numpy(arrays["images"]).float().to(args.device)
+    with torch.inference_mode(), autocast(args):
+        outputs, intermediates = forward(model, images)
+    make_folder(args.out)
     np.savez(args.out / "forward_test.npz", **outputs)
 
-    tolerance_file = args.golden / "tolerance.json"
-    spreads = json.loads(tolerance_file.read_text())["forward"] if tolerance_file.exists() else {}
-    reports = compare(load_npz(args.golden / "forward_test.npz"), outputs, spreads)
-    if (args.golden / "forward_mid.npz").exists():
-        reports += [
-            report._replace(name=f"mid/{report.name}")
-            for report in compare(load_npz(args.golden / "forward_mid.npz"), intermediates, {})
-        ]
-    return reports
+    recorded, middle = load_npz(args.golden / "forward_test.npz"), args.golden / "forward_mid.npz"
+    reports = compare_tensors("", recorded, outputs, read_spreads(args.golden).forward)
+    return reports + (compare_tensors("mid/", load_npz(middle), intermediates, {}) if middle.exists() else [])
 
 
-def load_npz(path: Path) -> dict[str, np.ndarray]:
-    """Read a .npz of plain arrays.
-
-    Raises:
-        UserError: missing, or not such a file.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-
-
-def compare(
-    recorded: dict[str, np.ndarray], ours: dict[str, np.ndarray], spreads: dict[str, dict[str, dict[str, float]]]
+def compare_tensors(
+    prefix: str,
+    recorded: dict[str, np.ndarray],
+    ours: dict[str, np.ndarray],
+    spreads: dict[str, dict[str, dict[str, float]]],
 ) -> list[Report]:
-    """Compare arrays of the same names.
+    """Compare arrays of the same names, rotations as matrices.
 
     Args:
-        spreads: run -> name -> {max_abs}: how far the published system is from itself. Ten times that is allowed, and
-            1e-5 of the largest value; where no spread is known 1e-4 of it. Rotations are compared as matrices.
+        spreads: run -> name -> {max_abs}: how far the published system is from itself. Allowed is ten times that, and
+            at least 1e-5 of the largest value; where no spread is known, 1e-4 of it.
     """
     reports = []
-    for name, expected in recorded.items():
-        result = ours.get(name)
-        if result is None or result.shape != expected.shape:
-            shape = "missing" if result is None else result.shape
-            raise UserError(f"{name}: recorded as {expected.shape}, ours is {shape}")
+    for name, expected, result in pairs("forward", recorded, ours):
         if name.endswith(("root_pose", "hand_pose")):
-            expected, result = (
-                axis_angle_to_matrix(torch.from_numpy(x).double().unflatten(-1, (-1, 3))).numpy()
-                for x in (expected, result)
-            )
-        scale = float(np.abs(expected).max())
-        # NaN where the recording has none must not pass, so the comparison is the other way round below.
-        error = float(np.abs(expected.astype(np.float64) - result).max())
+            expected, result = rotation_matrices(expected), rotation_matrices(result)
         known = [run[name]["max_abs"] for run in spreads.values() if name in run]
+        scale = largest(expected)
         tolerance = max(10 * max(known), 1e-5 * scale) if known else 1e-4 * scale
-        reports.append(Report(name, error, error / max(scale, 1e-30), tolerance, not error <= tolerance))
+        reports.append(compare(prefix + name, expected, result, tolerance))
     return reports
+
+
+def rotation_matrices(vectors: np.ndarray) -> np.ndarray:
+    """(N, 3 K) axis-angle -> (N, K, 3, 3): the two vectors of a half turn are one rotation."""
+    return axis_angle_to_matrix(torch.from_numpy(vectors).double().unflatten(-1, (-1, 3))).numpy()
 
 
 def forward(model: InterWild, images: Tensor) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -1,13 +1,13 @@
 """The metrics part of `tool/parity.py`: the evaluation of recorded predictions on the recorded datasets.
 
-Written are the figures of the published evaluation under its labels. Where an average has no sample at all, or MPJPE
+Written are the results of the published evaluation under its labels. Where an average has no sample at all, or MPJPE
 one joint without any, the published system prints NaN: there null is written, which equals NaN or null in the recorded
-figures and nothing else. What this system itself reports of such an MPJPE, the joints without a sample left out, stands
-under the label with " (joints without sample left out)" behind it.
+results and nothing else. What this system itself reports of such an MPJPE, which leaves out joints without a sample,
+has " (joints without sample left out)" appended to its label.
 """
 
 from argparse import Namespace
-from math import isfinite, nan
+from math import inf, isfinite, nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,21 +17,19 @@ import torch
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from common.devices import parse_devices
 from common.errors import UserError
 from common.metrics import PROTOCOLS, Estimate, Evaluator, boxes_to_image
 from common.nets.mano import TwoHandMano
-from common.nets.mano_files import read_hand_models
 from common.targets import complete_truth
 from common.utils.files import make_folder, write_json
 from common.utils.frames import Frames
 from common.utils.joints import JOINTS
 from data.dataset import HandDataset, to_device
 from data.reading import read_json
+from tool.published.comparison import Report, compare, largest, load_mano, load_npz, pairs
 from tool.published.datasets import Index, open_recorded, plain_id
-from tool.published.forward import Report, load_npz
 
-TOLERANCE, RELATIVE = 1e-3, 1e-5  # mm or percent; of the figure
+TOLERANCE, RELATIVE = 1e-3, 1e-5  # mm or percent; of the recorded result
 REDUCED = " (joints without sample left out)"
 
 
@@ -45,26 +43,24 @@ class RecordedSet(msgspec.Struct):
 
 def run(args: Namespace) -> list[Report]:
     """Evaluate, write `datasets/metrics.json`, compare. `args` are those of `tool/parity.py`."""
-    device = parse_devices(args.gpu)[0]
     folder = args.golden / "datasets"
     recorded = read_json(folder / "metrics.json", dict[str, RecordedSet])
     order = read_json(folder / "index.json", Index).sets
-    mano = TwoHandMano(*read_hand_models(args.mano)).to(device)
+    mano = load_mano(args)
     written, reports = {}, []
-    with TemporaryDirectory() as temporary:
+    with TemporaryDirectory() as cache:
         for name, expected in tqdm(recorded.items(), desc="metrics", leave=False):
             if name not in order:
                 raise UserError(f"{folder / 'index.json'} has no set {name}, metrics.json has")
-            dataset = open_recorded(name, args.golden / "data", Path(temporary))
+            dataset = open_recorded(name, args.golden / "data", Path(cache))
             ids = {plain_id(dataset.source.id(i)): i for i in range(len(dataset))}
-            wanted = [plain_id(id) for id in order[name].ids]
-            absent = [id for id in wanted if id not in ids]
-            if absent:
+            expected_ids = [plain_id(id) for id in order[name].ids]
+            if absent := [id for id in expected_ids if id not in ids]:
                 raise UserError(f"{name}: sample {absent[0]} is recorded, ours has none of that id")
             prediction = load_npz(folder / f"{name}_pred.npz")
-            evaluator = evaluate(dataset, [ids[id] for id in wanted], prediction, mano, device)
+            evaluator = evaluate(dataset, [ids[id] for id in expected_ids], prediction, mano, args.device)
             written[name] = as_published(evaluator)
-            reports += compare(name, expected.first.full, written[name])
+            reports += compare_labels(name, expected.first.full, written[name])
     make_folder(args.out / "datasets")
     write_json(args.out / "datasets" / "metrics.json", written)
     return reports
@@ -103,7 +99,7 @@ def read_estimate(prediction: dict[str, np.ndarray], frames: Frames) -> Estimate
 
 
 def as_published(evaluator: Evaluator) -> dict[str, float | None]:
-    """The published figures; None where the published system prints NaN."""
+    """The published results; None where the published system prints NaN."""
     values = {}
     for figure in evaluator.figures():
         if figure.published:
@@ -113,17 +109,11 @@ def as_published(evaluator: Evaluator) -> dict[str, float | None]:
     return values
 
 
-def compare(name: str, recorded: dict[str, float | None], ours: dict[str, float | None]) -> list[Report]:
-    reports = []
-    for label, expected in recorded.items():
-        if label not in ours:
-            raise UserError(f"{name}: {label!r} is recorded, ours has no such figure")
-        result = ours[label]
-        if expected is None or not isfinite(expected) or result is None:
-            same = result is None and (expected is None or not isfinite(expected))
-            reports.append(Report(f"{name}/{label}", 0.0 if same else nan, 0.0 if same else nan, 0.0, not same))
-            continue
-        error, tolerance = abs(expected - result), TOLERANCE + RELATIVE * abs(expected)
-        within = isfinite(error) and error <= tolerance
-        reports.append(Report(f"{name}/{label}", error, error / max(abs(expected), 1e-30), tolerance, not within))
-    return reports
+def compare_labels(set_name: str, recorded: dict[str, float | None], ours: dict[str, float | None]) -> list[Report]:
+    """None, NaN and infinity of the recorded results are the published system's NaN; ours is None there."""
+    recorded = {label: nan if x is None or not isfinite(x) else x for label, x in recorded.items()}
+    results = {label: nan if x is None else x if isfinite(x) else inf for label, x in ours.items()}
+    return [
+        compare(f"{set_name}/{label}", expected, result, TOLERANCE + RELATIVE * largest(np.nan_to_num(expected)))
+        for label, expected, result in pairs(set_name, recorded, results)
+    ]
