@@ -1,5 +1,6 @@
 """Faults from outside: signals, killed workers, lack of memory or room, folders of others, clocks that jump."""
 
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from common.utils.files import atomic_write, make_folder, write_json
 from data.dataset import init_worker, unwrap_worker_errors
 from data.store import open_store
 from tests.faults import fault_campaign
+from tests.faults.kill_test import compare
 from tool.toy.formats import toy_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,8 +120,6 @@ def test_names_of_files_in_json(tmp_path):
     """Names that are not UTF-8 come back as they are."""
     name = os.fsdecode(b"a\xff\n.jpg")
     write_json(tmp_path / "a.json", {"name": name})
-    import json
-
     assert json.loads((tmp_path / "a.json").read_bytes()) == {"name": name}
     assert one_line("ü\u202e\ta\udcff") == "ü\\u202e\\ta\\udcff"
 
@@ -228,6 +228,39 @@ def test_two_commands_that_write_one_data_set(tmp_path):
     assert (tmp_path / "HIC" / "a.txt").read_text() == "first"
 
 
+# ---- The kill test's comparison ----
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["network"]["weight"].neg_(),
+        lambda content: content["training"]["random"]["cpu"].add_(1),
+        lambda content: content["training"]["scaler"].update(scale=2.0),
+        lambda content: content["config"].update(lr=1),
+        lambda content: content["optimizer"]["state"].pop(0),
+        lambda content: content.update(more=None),
+    ],
+)
+def test_kill_test_compares_every_entry(tmp_path, change):
+    """-0.0 and 0.0 are different bits, 1 and 1.0 different types; NaN is the same as itself."""
+    content = {
+        "network": {"weight": torch.zeros(2)},
+        "optimizer": {"state": {0: {"step": torch.ones(())}}},
+        "config": {"lr": 1.0, "nothing": float("nan")},
+        "training": {"random": {"cpu": torch.zeros(3, dtype=torch.uint8)}, "scaler": {"scale": 1.0}},
+    }
+    for name in ("a", "b", "c"):
+        (tmp_path / name / "log").mkdir(parents=True)
+        (tmp_path / name / "log" / "losses.jsonl").touch()
+        (tmp_path / name / "model_dump").mkdir()
+        if name == "c":
+            change(content)
+        torch.save(content, tmp_path / name / "model_dump" / "snapshot_0.pth")
+    assert compare(tmp_path / "a", tmp_path / "b") == []
+    assert len(compare(tmp_path / "a", tmp_path / "c")) == 1
+
+
 # ---- Clocks ----
 
 
@@ -258,24 +291,24 @@ def test_annotations_from_any_time(tmp_path, when, capsys):
 @pytest.mark.parametrize("name", ["processes", "commands"])
 def test_campaign(tmp_path, name):
     # Without those of little memory: there the libraries themselves now and then end the process.
-    place = fault_campaign.Workspace(tmp_path / "faults", ["SIG", "killed", "full", "two at once", "gone"])
-    place.make()
-    counts, broken = fault_campaign.run_trial(place, name, range(1))
+    workspace = fault_campaign.Workspace(tmp_path / "faults", ["SIG", "killed", "full", "two at once", "gone"])
+    workspace.make()
+    counts, broken = fault_campaign.run_trial(workspace, name, range(1))
     assert not broken and counts.total() > 5, "\n".join(broken)
 
 
-@pytest.mark.parametrize("name", ["pictures", "hands", "checkpoints"])
+@pytest.mark.parametrize("name", ["images", "hands", "checkpoints"])
 def test_campaign_runs(tmp_path, monkeypatch, name):
     """The trials of the long campaign do what they say, and notice when the rule is broken."""
-    place = fault_campaign.Workspace(tmp_path / "faults", [])
+    workspace = fault_campaign.Workspace(tmp_path / "faults", [])
     monkeypatch.setattr(fault_campaign, "run_script", lambda *_: subprocess.CompletedProcess([], 0, "", ""))
     monkeypatch.setattr(fault_campaign.shutil, "copytree", lambda *_, **__: None)
-    place.make()
-    counts, broken = fault_campaign.run_trial(place, name, range(1))
+    workspace.make()
+    counts, broken = fault_campaign.run_trial(workspace, name, range(1))
     assert not broken and counts.total() >= 2
 
     def bug(*_: object) -> Iterator[tuple[str, str]]:
         raise ZeroDivisionError
 
     monkeypatch.setitem(fault_campaign.TRIALS, name, bug)
-    assert "seed 0: ZeroDivisionError" in fault_campaign.run_trial(place, name, range(1))[1][0]
+    assert "seed 0: ZeroDivisionError" in fault_campaign.run_trial(workspace, name, range(1))[1][0]

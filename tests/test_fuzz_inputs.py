@@ -36,7 +36,7 @@ from tests.faults.corrupt import (
     ODD_WORDS,
     claim_size,
     deflate,
-    make_pictures,
+    make_images,
     mutate_arguments,
     mutate_bytes,
     mutate_checkpoint,
@@ -61,7 +61,7 @@ def assert_clear(error: UserError) -> None:
 
 # ---- Pictures ----
 
-PICTURES = make_pictures()
+PICTURES = make_images()
 PLAIN = "plain.png"
 
 

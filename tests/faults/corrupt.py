@@ -1,6 +1,6 @@
-"""Valid files, broken on purpose: what `tests/faults/fault_campaign.py` and the tests feed to everything that reads.
+"""Valid files, corrupted on purpose: what the fault campaign and the tests feed to everything that reads files.
 
-Every function takes a `random.Random` and decides with nothing else, so that a seed names a broken file.
+Every random choice comes from the `random.Random` given, so that a seed identifies a corrupted file.
 """
 
 import copy
@@ -9,34 +9,19 @@ import io
 import json
 import random
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 
 NAN, INFINITY = float("nan"), float("inf")
-# What may stand where anything else should.
+# Values to put where anything else belongs.
 ODD_VALUES: tuple[Any, ...] = (
-    *(
-        None,
-        True,
-        False,
-        0,
-        1,
-        -1,
-        0.5,
-        -0.0,
-        1e-320,
-        1e38,
-        1e300,
-        -1e300,
-        10**7,
-        2**31,
-        2**53,
-        2**63,
-        10**30,
-        -(10**30),
-    ),
+    *(None, True, False, 0, 1, -1, 0.5, -0.0, 1e-320, 1e38, 1e300, -1e300),
+    *(10**7, 2**31, 2**53, 2**63, 10**30, -(10**30)),
     *(NAN, INFINITY, -INFINITY, "", "0", "12", "nan", "ü/\u202e\U0001f590", "../../../etc/passwd", "/dev/zero", "a\nb"),
     *("nul\0.jpg", "\x1b[31mred", "x" * 5000, [], [[]], {}, [1], [None], {"": None}, {"right": {}}, [[0] * 3] * 3),
 )
@@ -116,56 +101,52 @@ TEXT_FAULTS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
-    """A binary file cut, with bytes changed or missing, or of another kind altogether."""
+    """A binary file truncated, with bytes changed or missing, or of another kind altogether."""
     return rng.choice([_cut, _flip, _flip, _flip, _drop, lambda *_: b"", lambda *_: b"<html>404</html>"])(data, rng)
 
 
-# ---- Pictures ----
+# ---- Images ----
 
 
-def make_pictures() -> dict[str, bytes]:
-    """Whole pictures of every kind that is met, by file name; all show 40 x 30 pixels, or its first frame does."""
-    from PIL import Image
-
+def make_images() -> dict[str, bytes]:
+    """Valid images of every kind users have, by file name; all are 30 x 40 pixels, or their first frame is."""
     rng = np.random.default_rng(0)
     rgb = np.kron(rng.integers(0, 256, (5, 4, 3)), np.ones((8, 8, 1)))[:40, :30].astype(np.uint8)
-    picture = Image.fromarray(rgb)
+    image = Image.fromarray(rgb)
     deep = Image.fromarray(rgb[..., 0].astype(np.uint16) * 257)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees, which the published system ignores
+    exif[0x0112] = 6  # rotate by 90 degrees, which the published system ignores
     kinds: dict[str, tuple[Image.Image, dict[str, Any]]] = {
-        "plain.jpg": (picture, {}),
-        "progressive.jpg": (picture, {"progressive": True}),
-        "cmyk.jpg": (picture.convert("CMYK"), {}),
-        "grey.jpg": (picture.convert("L"), {}),
-        "turned.jpg": (picture, {"exif": exif}),
-        "plain.png": (picture, {}),
-        "alpha.png": (picture.convert("RGBA"), {}),
-        "grey_alpha.png": (picture.convert("LA"), {}),
-        "palette.png": (picture.convert("P"), {}),
-        "bits.png": (picture.convert("1"), {}),
+        "plain.jpg": (image, {}),
+        "progressive.jpg": (image, {"progressive": True}),
+        "cmyk.jpg": (image.convert("CMYK"), {}),
+        "grey.jpg": (image.convert("L"), {}),
+        "turned.jpg": (image, {"exif": exif}),
+        "plain.png": (image, {}),
+        "alpha.png": (image.convert("RGBA"), {}),
+        "grey_alpha.png": (image.convert("LA"), {}),
+        "palette.png": (image.convert("P"), {}),
+        "bits.png": (image.convert("1"), {}),
         "deep.png": (deep, {}),
-        "plain.bmp": (picture, {}),
-        "plain.webp": (picture, {"lossless": True}),
-        "plain.tiff": (picture, {}),
+        "plain.bmp": (image, {}),
+        "plain.webp": (image, {"lossless": True}),
+        "plain.tiff": (image, {}),
         "deep.tiff": (deep, {}),
-        "moving.gif": (picture, {"save_all": True, "append_images": [picture.rotate(180)]}),
-        "moving.png": (picture, {"save_all": True, "append_images": [picture.rotate(180)]}),
-        "moving.webp": (picture, {"save_all": True, "append_images": [picture.rotate(180)]}),
-        "plain.ppm": (picture, {}),
+        "moving.gif": (image, {"save_all": True, "append_images": [image.rotate(180)]}),
+        "moving.png": (image, {"save_all": True, "append_images": [image.rotate(180)]}),
+        "moving.webp": (image, {"save_all": True, "append_images": [image.rotate(180)]}),
+        "plain.ppm": (image, {}),
     }
     found = {}
-    for name, (image, options) in kinds.items():
+    for name, (kind, options) in kinds.items():
         data = io.BytesIO()
-        image.save(data, {"jpg": "jpeg"}.get(name.split(".")[1], name.split(".")[1]), **options)
+        kind.save(data, {"jpg": "jpeg"}.get(name.split(".")[1], name.split(".")[1]), **options)
         found[name] = data.getvalue()
     return found
 
 
 def claim_size(png: bytes, width: int, height: int) -> bytes:
-    """A PNG whose head says another size than its pixels have."""
-    import zlib
-
+    """A PNG whose header claims another size than its pixels have."""
     head = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + png[24:29]
     return png[:12] + head + zlib.crc32(head).to_bytes(4, "big") + png[33:]
 
@@ -174,7 +155,7 @@ def claim_size(png: bytes, width: int, height: int) -> bytes:
 
 
 def mutate_checkpoint(content: dict[str, Any], rng: random.Random) -> tuple[str, dict[str, Any]]:
-    """What was done, and a checkpoint's content with one fault. The tensors are shared with `content`."""
+    """The name of a fault, and a checkpoint's content with it. The tensors are shared with `content`."""
     name = rng.choice(list(CHECKPOINT_FAULTS))
     changed = {**content, "network": dict(content["network"])}
     CHECKPOINT_FAULTS[name](changed, rng)
@@ -232,9 +213,7 @@ def _lose(content: dict[str, Any], rng: random.Random) -> None:
 
 
 def _tensor_of(kind: str) -> Callable[[Any, random.Random], Any]:
-    """A tensor of the right shape and the wrong kind."""
-    import torch
-
+    """A tensor of the right shape, if possible, and the wrong kind."""
     kinds = {
         "complex": lambda x: x.to(torch.complex64),
         "half": lambda x: x.half(),
@@ -296,7 +275,7 @@ ODD_WORDS = (
 
 
 def mutate_arguments(arguments: list[str], options: list[str], rng: random.Random) -> list[str]:
-    """A valid command line with some words changed, added or taken away; `options` may be added."""
+    """A valid command line with some words changed, added or removed; `options` may be added."""
     words = list(arguments)
     for _ in range(rng.choice([1, 1, 2, 3])):
         fault = rng.choice(["value", "value", "value", "add", "add", "unknown", "remove"])

@@ -1,19 +1,19 @@
 """Break everything that can be broken, with many seeds, and count what happens.
 
-    python tests/faults/fault_campaign.py --out /tmp/faults
-    python tests/faults/fault_campaign.py --out /tmp/faults --seeds 500 --what data,pictures,hands,checkpoints
-    python tests/faults/fault_campaign.py --out /tmp/faults --seeds 5 --what commands,processes
+    python -m tests.faults.fault_campaign --out /tmp/faults
+    python -m tests.faults.fault_campaign --out /tmp/faults --seeds 500 --what data,images,hands,checkpoints
+    python -m tests.faults.fault_campaign --out /tmp/faults --seeds 5 --what commands,processes
 
     data          annotation files of all datasets with faults; every sample is made
-    pictures      photos cut short, with bytes changed, of other kinds
+    images        photos truncated, with bytes changed, of other kinds
     hands         MANO files with bytes or arrays changed
     checkpoints   with bytes, tensors, names or numbers changed
     commands      the scripts, started with odd options and values
     processes     training, test, demo and toy data: signals, a full disk, little memory, a killed loader worker, two at
                   once; every seed is another moment
 
-The rule: a right result, or one line that says what is wrong and exit code 2; never a traceback, a hang, a part of a
-file, or something left out in silence. `tests/faults/kill_test.py` is the campaign against checkpoints of a training.
+The rule: a correct result, or one line that says what is wrong and exit code 2; never a traceback, a hang, a partial
+file, or a silent omission. `tests.faults.kill_test` is the campaign against the checkpoints of a training.
 
 Works on a copy of the project in --out. Exit code: 0; 1 if the rule was broken, each time with the seed.
 """
@@ -35,32 +35,85 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import torch
+from tqdm import tqdm
 
-from common.errors import UserError, one_line, run_main  # noqa: E402
-from tests.faults.corrupt import (  # noqa: E402
+from common.checkpoint import load_network, read_checkpoint, save_checkpoint
+from common.errors import UserError, one_line, run_main
+from common.nets.mano_files import read_hand_models, read_pickle
+from common.options import ROOT
+from common.utils.augment import IDENTITY
+from common.utils.files import make_folder
+from common.utils.images import load_image, quiet_opencv
+from data.dataset import HandDataset
+from data.layouts import is_test_capture
+from main.build import build_model, open_dataset
+from main.config import Config, config_to_dict
+from main.options import change_config, config_of_checkpoint, preset_config
+from main.resume import read_resume_point
+from tests.faults.corrupt import (
     HARMLESS_FAULTS,
     ODD_VALUES,
-    make_pictures,
+    make_images,
     mutate_arguments,
     mutate_bytes,
     mutate_checkpoint,
     mutate_json,
 )
-
-if TYPE_CHECKING:
-    from data.dataset import HandDataset
+from tool.toy.standin_hand import write_standin
+from tool.untrained import show_something
 
 PATIENCE = 180  # seconds until a process counts as hanging
-RIGHT, REFUSED = "right result", "one line"
+CORRECT, REFUSED = "correct result", "one line"
 TINY = ("crop=128,96", "body=64,64", "body_hm=16,16", "hand=64,64", "hand_hm=2,2", "pair_hm=16,16", "pair_bins=16")
 
 
 class Broken(Exception):
     """The rule was broken."""
+
+
+class Workspace:
+    """A folder with a copy of the project, toy data, hand models, photos and a checkpoint of a small network."""
+
+    def __init__(self, out: Path, scenarios: list[str]) -> None:
+        self.out, self.scenarios = out, scenarios
+        self.project, self.data, self.mano = out / "project", out / "data", out / "mano"
+        self.photos, self.checkpoint = out / "photos", out / "snapshot_6.pth"
+        self.images = make_images()
+
+    def make(self) -> None:
+        """Raises UserError if the folder exists."""
+        if self.out.exists():
+            raise UserError(f"{self.out} exists; name another folder with --out")
+        for folder in (self.mano, self.photos, self.out / "broken"):
+            make_folder(folder)
+        unwanted = shutil.ignore_patterns(".*", "*.pth", "__pycache__", "tests", "output", "annotations", "images")
+        shutil.copytree(ROOT, self.project, ignore=unwanted)
+        write_standin(self.mano)
+        toy = ["--out", self.data, "--mano", self.mano, "--train", "4", "--test", "3", "--scale", "0.25"]
+        done = run_script(self, "tool/make_toy_data.py", list(map(str, toy)))
+        if done.returncode:
+            raise UserError(f"the toy data could not be made: {done.stderr.strip()[-300:]}")
+        for name in ("plain.jpg", "plain.png", "grey.jpg", "moving.gif"):
+            (self.photos / name).write_bytes(self.images[name])
+        frames = dict(pair.split("=") for pair in TINY)
+        config = change_config(preset_config("small"), {"frames": frames}, "")
+        torch.manual_seed(0)
+        model = build_model(config, None)
+        show_something(model)
+        save_checkpoint(self.checkpoint, model, epoch=6, config=config_to_dict(config))
+
+    def words(self, line: str, out: Path) -> list[str]:
+        """The words of a command line, placeholders replaced by paths."""
+        paths = {"DATA": self.data, "MANO": self.mano, "CHECKPOINT": self.checkpoint, "PHOTOS": self.photos, "OUT": out}
+        return [
+            str(paths[head]) + slash + rest if head in paths else word
+            for word in line.split()
+            for head, slash, rest in [word.partition("/")]
+        ]
 
 
 # ---- Annotations ----
@@ -81,8 +134,6 @@ CASES: dict[str, tuple[str, str, dict[str, str], str]] = {
 
 def files_of(folder: Path, case: str) -> list[Path]:
     """The files that a case breaks."""
-    from data.layouts import is_test_capture
-
     name, _, _, pattern = CASES[case]
     return sorted(path for path in (folder / name).glob(pattern) if not any(map(is_test_capture, path.parts)))
 
@@ -97,17 +148,11 @@ def survey(folder: Path, case: str) -> tuple[list[str], int]:
     """Open a dataset and make every sample.
 
     Returns:
-        The messages, and how many samples there are (-1: it was refused as a whole). Whatever is not a UserError comes
-        through.
+        The messages, and the number of samples (-1: refused as a whole). Anything but a UserError passes.
 
     Raises:
         Broken: a sample holds NaN.
     """
-    from msgspec.structs import replace
-
-    from main.build import open_dataset
-    from main.config import Config
-
     name, split, changes, _ = CASES[case]
     shutil.rmtree(folder / name / "cache", ignore_errors=True)
     messages: list[str] = []
@@ -123,11 +168,7 @@ def survey(folder: Path, case: str) -> tuple[list[str], int]:
     return messages, len(dataset)
 
 
-def _check_sample(dataset: "HandDataset", index: int, split: str) -> None:
-    import torch
-
-    from common.utils.augment import IDENTITY
-
+def _check_sample(dataset: HandDataset, index: int, split: str) -> None:
     sample = dataset.sample(index, IDENTITY) if split == "train" else dataset[index].sample
     numbers = [*(x for x in sample if isinstance(x, torch.Tensor)), *sample.mano, *sample.cameras]
     if not all(x.isfinite().all() for x in numbers if x.is_floating_point()):
@@ -135,58 +176,52 @@ def _check_sample(dataset: "HandDataset", index: int, split: str) -> None:
 
 
 def check_line(text: str) -> None:
-    """Raises Broken if a message is not what a user can read in a line."""
+    """Raises Broken if a message is not one readable line."""
     if not text or len(one_line(text)) > 3000 or "Traceback" in text:
         raise Broken(f"no clear line: {text[:300]!r}")
 
 
-def try_data(place: "Workspace", seed: int) -> Iterator[tuple[str, str]]:
+def try_data(workspace: Workspace, seed: int) -> Iterator[tuple[str, str]]:
     """Each case with one broken file."""
     for case in CASES:
         rng = random.Random(f"{case} {seed}")
-        path = rng.choice(files_of(place.data, case))
+        path = rng.choice(files_of(workspace.data, case))
         whole = path.read_bytes()
         try:
             break_file(path, rng)
-            messages, _ = survey(place.data, case)
+            messages, _ = survey(workspace.data, case)
         finally:
             path.write_bytes(whole)
         for message in messages:
             check_line(message)
-        yield case, REFUSED if messages else RIGHT
+        yield case, REFUSED if messages else CORRECT
 
 
-# ---- Pictures, hand models, checkpoints ----
+# ---- Images, hand models, checkpoints ----
 
 
-def try_pictures(place: "Workspace", seed: int) -> Iterator[tuple[str, str]]:
-    from common.utils.images import load_image
-
-    for name, data in place.pictures.items():
-        path = place.out / "broken" / name
+def try_images(workspace: Workspace, seed: int) -> Iterator[tuple[str, str]]:
+    for name, data in workspace.images.items():
+        path = workspace.out / "broken" / name
         path.write_bytes(mutate_bytes(data, random.Random(f"{name} {seed}")))
         try:
             image = load_image(path)
             if image.ndim != 3 or image.shape[2] != 3 or not image.size:
                 raise Broken(f"{name} gave an image {image.shape}")
-            yield name.split(".")[1], RIGHT
+            yield name.split(".")[1], CORRECT
         except UserError as error:
             check_line(str(error))
             yield name.split(".")[1], REFUSED
 
 
-def try_hands(place: "Workspace", seed: int) -> Iterator[tuple[str, str]]:
-    import numpy as np
-
-    from common.nets.mano_files import read_hand_models, read_pickle
-
-    rng, folder, name = random.Random(seed), place.out / "broken", "MANO_RIGHT.pkl"
-    shutil.copy(place.mano / "MANO_LEFT.pkl", folder)
+def try_hands(workspace: Workspace, seed: int) -> Iterator[tuple[str, str]]:
+    rng, folder, name = random.Random(seed), workspace.out / "broken", "MANO_RIGHT.pkl"
+    shutil.copy(workspace.mano / "MANO_LEFT.pkl", folder)
     for kind in ("bytes", "arrays"):
         if kind == "bytes":
-            data = mutate_bytes((place.mano / name).read_bytes(), rng)
+            data = mutate_bytes((workspace.mano / name).read_bytes(), rng)
         else:
-            content = read_pickle(place.mano / name)
+            content = read_pickle(workspace.mano / name)
             key = rng.choice(sorted(content))
             value = np.asarray(content[key])
             content[key] = rng.choice([*ODD_VALUES, value.ravel()[:1], value.astype("S4"), value[None], value.T])
@@ -195,31 +230,23 @@ def try_hands(place: "Workspace", seed: int) -> Iterator[tuple[str, str]]:
         try:
             models = read_hand_models(folder)
             if not all(np.isfinite(model.v_template).all() for model in models):
-                raise Broken("a hand with NaN in it")
-            yield kind, RIGHT
+                raise Broken("a hand contains NaN")
+            yield kind, CORRECT
         except UserError as error:
             check_line(str(error))
             yield kind, REFUSED
 
 
-def try_checkpoints(place: "Workspace", seed: int) -> Iterator[tuple[str, str]]:
-    import torch
-
-    from common.checkpoint import load_network, read_checkpoint
-    from main.build import build_model
-    from main.config import Config
-    from main.options import config_of_checkpoint
-    from main.resume import read_resume_point
-
-    rng, path = random.Random(seed), place.out / "broken" / "broken.pth"
-    whole = read_checkpoint(place.checkpoint)
-    config = config_of_checkpoint(whole, place.checkpoint) or Config()
+def try_checkpoints(workspace: Workspace, seed: int) -> Iterator[tuple[str, str]]:
+    rng, path = random.Random(seed), workspace.out / "broken" / "broken.pth"
+    whole = read_checkpoint(workspace.checkpoint)
+    config = config_of_checkpoint(whole, workspace.checkpoint) or Config()
     for kind in ("bytes", "content"):
         name = "bytes"
         if kind == "bytes":
-            path.write_bytes(mutate_bytes(place.checkpoint.read_bytes(), rng))
+            path.write_bytes(mutate_bytes(workspace.checkpoint.read_bytes(), rng))
         else:
-            name, content = mutate_checkpoint(torch.load(place.checkpoint, weights_only=True), rng)
+            name, content = mutate_checkpoint(torch.load(workspace.checkpoint, weights_only=True), rng)
             torch.save(content, path)
         try:
             content = read_checkpoint(path)
@@ -232,8 +259,8 @@ def try_checkpoints(place: "Workspace", seed: int) -> Iterator[tuple[str, str]]:
             continue
         harmless = name in (*HARMLESS_FAULTS, "config", "config value")
         if not harmless and any(not torch.equal(x, content["network"][key]) for key, x in whole["network"].items()):
-            raise Broken(f"{name}: other numbers were loaded")
-        yield name, RIGHT
+            raise Broken(f"{name}: different numbers were loaded")
+        yield name, CORRECT
 
 
 # ---- Command lines ----
@@ -254,28 +281,28 @@ COMMANDS: dict[str, str] = {
 }
 
 
-def try_commands(place: "Workspace", seed: int) -> Iterator[tuple[str, str]]:
+def try_commands(workspace: Workspace, seed: int) -> Iterator[tuple[str, str]]:
     """Each script with a broken command line."""
     for script, line in COMMANDS.items():
-        rng, out = random.Random(f"{script} {seed}"), place.out / "scratch" / "a" / "b" / "c"
-        shutil.rmtree(place.out / "scratch", ignore_errors=True)
+        rng, out = random.Random(f"{script} {seed}"), workspace.out / "scratch" / "a" / "b" / "c"
+        shutil.rmtree(workspace.out / "scratch", ignore_errors=True)
         out.mkdir(parents=True)
-        words = place.words(line, out)
+        words = workspace.words(line, out)
         options = [word for word in words if word.startswith("--")]
         words = mutate_arguments(words, options, rng)
         if any("\0" in word for word in words):
             continue
-        done = run_script(place, script, words, cwd=out)
+        done = run_script(workspace, script, words, cwd=out)
         yield (
             script,
             judge(done.returncode, done.stderr, (0, 1) if script in ("tool/parity.py", "tool/doctor.py") else (0,)),
         )
 
 
-def run_script(place: "Workspace", script: str, words: list[str], **more: Any) -> subprocess.CompletedProcess:
+def run_script(workspace: Workspace, script: str, words: list[str], **more: Any) -> subprocess.CompletedProcess:
     try:
         return subprocess.run(
-            [sys.executable, str(place.project / script), *words],
+            [sys.executable, str(workspace.project / script), *words],
             capture_output=True, text=True, errors="replace", timeout=PATIENCE, stdin=subprocess.DEVNULL, **more,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
@@ -283,11 +310,11 @@ def run_script(place: "Workspace", script: str, words: list[str], **more: Any) -
 
 
 def judge(code: int, messages: str, good: tuple[int, ...] = (0,)) -> str:
-    """Raises Broken unless a script ended well, or with exit code 2 and a line at the end of its messages."""
+    """Raises Broken unless a script succeeded, or ended with exit code 2 and one line at the end of its messages."""
     if "Traceback" in messages or "Exception ignored" in messages:
         raise Broken(f"a traceback: ...{messages[-600:]}")
     if code in good:
-        return RIGHT
+        return CORRECT
     last = messages.strip().splitlines()[-1] if messages.strip() else ""
     if code != 2 or "error: " not in last:
         raise Broken(f"exit code {code} and at the end {last!r}")
@@ -298,24 +325,24 @@ def judge(code: int, messages: str, good: tuple[int, ...] = (0,)) -> str:
 
 
 class Running:
-    """A script that runs, in a process group of its own; its messages go to a file."""
+    """A running script, in its own process group; its messages go to a file."""
 
-    def __init__(self, place: "Workspace", script: str, line: str, out: Path, *more: str, **limits: int) -> None:
+    def __init__(self, workspace: Workspace, script: str, line: str, out: Path, *more: str, **limits: int) -> None:
         def limit() -> None:
             for name, value in limits.items():
                 resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
 
         out.mkdir(parents=True, exist_ok=True)
         self.messages = out.parent / f"{out.name}.messages"
-        words = [*place.words(line, out), *more]
+        words = [*workspace.words(line, out), *more]
         with open(self.messages, "wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, str(place.project / script), *words],
+                [sys.executable, str(workspace.project / script), *words],
                 stdout=file, stderr=file, start_new_session=True, preexec_fn=limit, stdin=subprocess.DEVNULL,
             )  # fmt: skip
 
     def wait_for(self, sign: Callable[[], bool]) -> bool:
-        """Until the sign is seen, or the process has ended; whether it still runs."""
+        """Wait for the sign, or for the end of the process. Returns whether it still runs."""
         deadline = time.monotonic() + PATIENCE
         while self.process.poll() is None and not sign() and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -327,7 +354,7 @@ class Running:
         return [int(pid) for task in tasks for pid in task.read_text().split()]
 
     def end(self, good: tuple[int, ...] = (0,), says: str = "") -> str:
-        """Wait and judge. `says`: what the message must hold if it is an error."""
+        """Wait and judge. `says`: what an error message must contain."""
         try:
             code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -341,13 +368,13 @@ class Running:
 
 
 def losses(out: Path) -> Callable[[], bool]:
-    """A sign: a training has made steps."""
+    """Returns a sign: a training has made steps."""
     path = out / "log" / "losses.jsonl"
     return lambda: path.exists() and path.stat().st_size > 0
 
 
 def check_files(out: Path, leftovers: bool = False) -> None:
-    """Raises Broken if a file is there in part."""
+    """Raises Broken if a file is incomplete or was left behind."""
     for path in out.rglob("*"):
         if path.name.endswith(".tmp") and not leftovers:
             raise Broken(f"left behind: {path}")
@@ -358,12 +385,12 @@ def check_files(out: Path, leftovers: bool = False) -> None:
 TRAINING = COMMANDS["main/train.py"] + " --save_every 1 --continue"
 
 
-def train_signal(number: int, twice: bool = False) -> Callable[["Workspace", Path, random.Random], str]:
-    """A training that is asked to end."""
+def train_signal(number: int, twice: bool = False) -> Callable[[Workspace, Path, random.Random], str]:
+    """A training that receives a signal."""
     codes = {signal.SIGTERM: (0,), signal.SIGINT: (130,), signal.SIGHUP: (0,)}[number]
 
-    def scenario(place: "Workspace", out: Path, rng: random.Random) -> str:
-        run = Running(place, "main/train.py", TRAINING, out, "--end_epoch", "50")
+    def scenario(workspace: Workspace, out: Path, rng: random.Random) -> str:
+        run = Running(workspace, "main/train.py", TRAINING, out, "--end_epoch", "50")
         run.wait_for(losses(out))
         time.sleep(rng.uniform(0, 0.5))
         run.process.send_signal(number)
@@ -372,14 +399,14 @@ def train_signal(number: int, twice: bool = False) -> Callable[["Workspace", Pat
             run.process.send_signal(number)
         run.end((*codes, 130) if twice else codes)
         steps = len((out / "log" / "losses.jsonl").read_text().splitlines())
-        again = Running(place, "main/train.py", TRAINING, out, "--end_epoch", str(steps // 2 + 2))
+        again = Running(workspace, "main/train.py", TRAINING, out, "--end_epoch", str(steps // 2 + 2))
         return again.end()
 
     return scenario
 
 
-def train_worker_killed(place: "Workspace", out: Path, rng: random.Random) -> str:
-    run = Running(place, "main/train.py", TRAINING, out, "--end_epoch", "50", "--workers", "1")
+def train_worker_killed(workspace: Workspace, out: Path, rng: random.Random) -> str:
+    run = Running(workspace, "main/train.py", TRAINING, out, "--end_epoch", "50", "--workers", "1")
     if not run.wait_for(losses(out)):
         raise Broken("it ended before its worker was killed")
     time.sleep(rng.uniform(0, 0.5))
@@ -393,10 +420,10 @@ def kill_children(run: Running) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def train_twice(place: "Workspace", out: Path, rng: random.Random) -> str:
-    first = Running(place, "main/train.py", TRAINING, out, "--end_epoch", "50")
+def train_twice(workspace: Workspace, out: Path, rng: random.Random) -> str:
+    first = Running(workspace, "main/train.py", TRAINING, out, "--end_epoch", "50")
     first.wait_for(losses(out))
-    second = run_script(place, "main/train.py", place.words(TRAINING, out))
+    second = run_script(workspace, "main/train.py", workspace.words(TRAINING, out))
     first.process.send_signal(signal.SIGTERM)
     first.end((0,))
     if judge(second.returncode, second.stderr) != REFUSED or "another training" not in second.stderr:
@@ -404,11 +431,11 @@ def train_twice(place: "Workspace", out: Path, rng: random.Random) -> str:
     return REFUSED
 
 
-def little_memory(script: str, line: str) -> Callable[["Workspace", Path, random.Random], str]:
-    def scenario(place: "Workspace", out: Path, rng: random.Random) -> str:
-        # The libraries alone take most of this as addresses; less than that, and they themselves end the process.
+def little_memory(script: str, line: str) -> Callable[[Workspace, Path, random.Random], str]:
+    def scenario(workspace: Workspace, out: Path, rng: random.Random) -> str:
+        # The libraries alone take most of this address space; with less they abort the process themselves.
         limit = rng.randrange(*MEMORY_LIMITS)
-        run = Running(place, script, line, out, AS=limit)
+        run = Running(workspace, script, line, out, AS=limit)
         found = run.end((0,), "")
         check_files(out)
         return found
@@ -416,9 +443,9 @@ def little_memory(script: str, line: str) -> Callable[["Workspace", Path, random
     return scenario
 
 
-def test_worker_killed(place: "Workspace", out: Path, rng: random.Random) -> str:
+def test_worker_killed(workspace: Workspace, out: Path, rng: random.Random) -> str:
     line = COMMANDS["main/test.py"].replace("--testset HIC --workers 0", "--testset MSCOCO --workers 1 --batch_size 1")
-    run = Running(place, "main/test.py", line, out)
+    run = Running(workspace, "main/test.py", line, out)
     if not run.wait_for(lambda: bool(run.children())):
         raise Broken("it ended before it had a worker")
     time.sleep(rng.uniform(0, 0.1))
@@ -429,9 +456,9 @@ def test_worker_killed(place: "Workspace", out: Path, rng: random.Random) -> str
     return found
 
 
-def disk_full(script: str, line: str) -> Callable[["Workspace", Path, random.Random], str]:
-    def scenario(place: "Workspace", out: Path, rng: random.Random) -> str:
-        run = Running(place, script, line, out, FSIZE=rng.choice([20_000, 50_000]))
+def disk_full(script: str, line: str) -> Callable[[Workspace, Path, random.Random], str]:
+    def scenario(workspace: Workspace, out: Path, rng: random.Random) -> str:
+        run = Running(workspace, script, line, out, FSIZE=rng.choice([20_000, 50_000]))
         found = run.end((0,), "large" if script != "demo/demo.py" else "could not be done")
         check_files(out)
         return found
@@ -439,59 +466,59 @@ def disk_full(script: str, line: str) -> Callable[["Workspace", Path, random.Ran
     return scenario
 
 
-def ended(script: str, line: str, number: int, code: int) -> Callable[["Workspace", Path, random.Random], str]:
-    """A script that is asked to end at any moment leaves whole files and nothing half-written."""
+def ended(script: str, line: str, number: int, code: int) -> Callable[[Workspace, Path, random.Random], str]:
+    """A script that receives a signal at any moment leaves complete files and nothing half-written."""
 
-    def scenario(place: "Workspace", out: Path, rng: random.Random) -> str:
-        run = Running(place, script, line, out)
+    def scenario(workspace: Workspace, out: Path, rng: random.Random) -> str:
+        run = Running(workspace, script, line, out)
         time.sleep(rng.uniform(0.3, 6))
         run.process.send_signal(number)
         run.end((0, code, -number))  # -number: while Python itself was starting
         check_files(out)
-        return RIGHT
+        return CORRECT
 
     return scenario
 
 
-def together(script: str, line: str) -> Callable[["Workspace", Path, random.Random], str]:
-    """Two at once in one folder: both right, or one refused."""
+def together(script: str, line: str) -> Callable[[Workspace, Path, random.Random], str]:
+    """Two at once in one folder: both succeed, or one is refused."""
 
-    def scenario(place: "Workspace", out: Path, rng: random.Random) -> str:
-        first = Running(place, script, line, out)
+    def scenario(workspace: Workspace, out: Path, rng: random.Random) -> str:
+        first = Running(workspace, script, line, out)
         time.sleep(rng.uniform(0, 2))
         more = Running.__new__(Running)
         more.messages = out.parent / f"{out.name}.second"
         with open(more.messages, "wb") as file:
             more.process = subprocess.Popen(
-                [sys.executable, str(place.project / script), *place.words(line, out)],
+                [sys.executable, str(workspace.project / script), *workspace.words(line, out)],
                 stdout=file, stderr=file, start_new_session=True,
             )  # fmt: skip
         results = {first.end(), more.end()}
-        if RIGHT not in results:
-            raise Broken("neither did its work")
+        if CORRECT not in results:
+            raise Broken("neither succeeded")
         check_files(out)
-        return REFUSED if REFUSED in results else RIGHT
+        return REFUSED if REFUSED in results else CORRECT
 
     return scenario
 
 
-def reader_gone(place: "Workspace", out: Path, rng: random.Random) -> str:
+def reader_gone(workspace: Workspace, out: Path, rng: random.Random) -> str:
     """`demo.py --help | head -1`."""
     reading, writing = os.pipe()
     os.close(reading)
     script = rng.choice(list(COMMANDS))
-    command = [sys.executable, str(place.project / script), "--help"]
+    command = [sys.executable, str(workspace.project / script), "--help"]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
     os.close(writing)
     if "Traceback" in done.stderr:
         raise Broken(done.stderr[-300:])
-    return RIGHT
+    return CORRECT
 
 
-MEMORY_LIMITS = (1_500_000_000, 6_000_000_000)  # bytes of addresses
+MEMORY_LIMITS = (1_500_000_000, 6_000_000_000)  # bytes of address space
 TEST, DEMO = COMMANDS["main/test.py"], COMMANDS["demo/demo.py"]
 TOY = COMMANDS["tool/make_toy_data.py"]
-SCENARIOS: dict[str, Callable[["Workspace", Path, random.Random], str]] = {
+SCENARIOS: dict[str, Callable[[Workspace, Path, random.Random], str]] = {
     "train: SIGTERM": train_signal(signal.SIGTERM),
     "train: SIGTERM twice": train_signal(signal.SIGTERM, twice=True),
     "train: SIGINT": train_signal(signal.SIGINT),
@@ -517,24 +544,24 @@ SCENARIOS: dict[str, Callable[["Workspace", Path, random.Random], str]] = {
 }
 
 
-def try_processes(place: "Workspace", seed: int) -> Iterator[tuple[str, str]]:
+def try_processes(workspace: Workspace, seed: int) -> Iterator[tuple[str, str]]:
     """Each scenario at another moment."""
     for name, scenario in SCENARIOS.items():
-        if place.scenarios and not any(part in name for part in place.scenarios):
+        if workspace.scenarios and not any(part in name for part in workspace.scenarios):
             continue
-        out = place.out / "scratch" / "out"
+        out = workspace.out / "scratch" / "out"
         shutil.rmtree(out.parent, ignore_errors=True)
         try:
-            yield name, scenario(place, out, random.Random(f"{name} {seed}"))
+            yield name, scenario(workspace, out, random.Random(f"{name} {seed}"))
         except Broken as error:
             raise Broken(f"{name}: {error}") from None
 
 
 # ---- The campaign ----
 
-TRIALS: dict[str, Callable[["Workspace", int], Iterator[tuple[str, str]]]] = {
+TRIALS: dict[str, Callable[[Workspace, int], Iterator[tuple[str, str]]]] = {
     "data": try_data,
-    "pictures": try_pictures,
+    "images": try_images,
     "hands": try_hands,
     "checkpoints": try_checkpoints,
     "commands": try_commands,
@@ -542,90 +569,35 @@ TRIALS: dict[str, Callable[["Workspace", int], Iterator[tuple[str, str]]]] = {
 }
 
 
-class Workspace:
-    """A folder with a copy of the project, toy data, hand models, photos and a checkpoint of a small network."""
-
-    def __init__(self, out: Path, scenarios: list[str]) -> None:
-        self.out, self.scenarios = out, scenarios
-        self.project, self.data, self.mano = out / "project", out / "data", out / "mano"
-        self.photos, self.checkpoint = out / "photos", out / "snapshot_6.pth"
-        self.pictures = make_pictures()
-
-    def make(self) -> None:
-        """Raises UserError if the folder is there."""
-        import torch
-
-        from common.checkpoint import save_checkpoint
-        from common.utils.files import make_folder
-        from main.build import build_model
-        from main.config import config_to_dict
-        from main.options import change_config, preset_config
-        from tool.toy.standin_hand import write_standin
-        from tool.untrained import show_something
-
-        if self.out.exists():
-            raise UserError(f"{self.out} exists; name another folder with --out")
-        for folder in (self.mano, self.photos, self.out / "broken"):
-            make_folder(folder)
-        unwanted = shutil.ignore_patterns(".*", "*.pth", "__pycache__", "tests", "output", "annotations", "images")
-        shutil.copytree(ROOT, self.project, ignore=unwanted)
-        write_standin(self.mano)
-        toy = ["--out", self.data, "--mano", self.mano, "--train", "4", "--test", "3", "--scale", "0.25"]
-        done = run_script(self, "tool/make_toy_data.py", list(map(str, toy)))
-        if done.returncode:
-            raise UserError(f"the toy data could not be made: {done.stderr.strip()[-300:]}")
-        for name in ("plain.jpg", "plain.png", "grey.jpg", "moving.gif"):
-            (self.photos / name).write_bytes(self.pictures[name])
-        frames = dict(pair.split("=") for pair in TINY)
-        config = change_config(preset_config("small"), {"frames": frames}, "")
-        torch.manual_seed(0)
-        model = build_model(config, None)
-        show_something(model)
-        save_checkpoint(self.checkpoint, model, epoch=6, config=config_to_dict(config))
-
-    def words(self, line: str, out: Path) -> list[str]:
-        """A command line with its paths put in."""
-        paths = {"DATA": self.data, "MANO": self.mano, "CHECKPOINT": self.checkpoint, "PHOTOS": self.photos, "OUT": out}
-        return [
-            str(paths[head]) + slash + rest if head in paths else word
-            for word in line.split()
-            for head, slash, rest in [word.partition("/")]
-        ]
-
-
-def run_trial(place: Workspace, name: str, seeds: range) -> tuple[Counter, list[str]]:
-    """All seeds of one kind of trial: (what, outcome) -> how often; and what broke the rule."""
-    from tqdm import tqdm
-
+def run_trial(workspace: Workspace, name: str, seeds: range) -> tuple[Counter, list[str]]:
+    """All seeds of one kind of trial: the number of each (what, outcome), and what broke the rule."""
     counts: Counter = Counter()
     broken: list[str] = []
     for seed in tqdm(seeds, desc=name, unit="seed", dynamic_ncols=True):
         try:
-            # What the readers print on their way would bury the table.
+            # What the readers print would bury the table.
             with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
                 warnings.simplefilter("error")
-                counts.update(TRIALS[name](place, seed))
-        except Exception as error:  # whatever comes through is what is looked for
+                counts.update(TRIALS[name](workspace, seed))
+        except Exception as error:  # any exception breaks the rule
             broken.append(f"{name}, seed {seed}: {type(error).__name__}: {one_line(str(error))[:700]}")
     return counts, broken
 
 
 def main() -> int:
     args = parse_args()
-    names = args.what.split(",")
+    names = args.what.replace("pictures", "images").split(",")  # its former name
     if unknown := [name for name in names if name not in TRIALS]:
         raise UserError(f"--what: there is no {unknown[0]!r}; there are: {', '.join(TRIALS)}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from common.utils.images import quiet_opencv
-
     quiet_opencv()
     sys.stdout.flush()
-    place = Workspace(args.out.absolute(), args.scenarios.split(",") if args.scenarios else [])
-    place.make()
+    workspace = Workspace(args.out.absolute(), args.scenarios.split(",") if args.scenarios else [])
+    workspace.make()
     found, broken = {}, []
     for name in names:
         begun = time.monotonic()
-        counts, more = run_trial(place, name, range(args.first, args.first + args.seeds))
+        counts, more = run_trial(workspace, name, range(args.first, args.first + args.seeds))
         found[name] = counts
         broken += more
         print(f"\n{name}: {counts.total()} tried in {time.monotonic() - begun:.0f} s, rule broken {len(more)} times")
@@ -636,9 +608,9 @@ def main() -> int:
 
 
 def print_table(counts: Counter) -> None:
-    print(f"    {'':28}{RIGHT:>14}{REFUSED:>14}")
+    print(f"    {'':28}{CORRECT:>14}{REFUSED:>14}")
     for what in dict.fromkeys(what for what, _ in sorted(counts)):
-        print(f"    {what:28}{counts[what, RIGHT]:14}{counts[what, REFUSED]:14}")
+        print(f"    {what:28}{counts[what, CORRECT]:14}{counts[what, REFUSED]:14}")
 
 
 def parse_args() -> argparse.Namespace:

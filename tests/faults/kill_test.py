@@ -1,18 +1,19 @@
-"""Prove that a training which is killed and continued ends as if nothing had happened.
+"""Prove that a training which is killed and resumed ends bit-identical to an uninterrupted one.
 
-    python tests/faults/kill_test.py --out /tmp/kill
-    python tests/faults/kill_test.py --out /tmp/kill --kills 5 --processes 2 --workers 2
+    python -m tests.faults.kill_test --out /tmp/kill
+    python -m tests.faults.kill_test --out /tmp/kill --kills 5 --processes 2 --workers 2
 
 Makes a little toy data and the stand-in hand, and trains a small network on the CPU: once undisturbed, and once in
-each of these ways, continued after each blow with --continue:
+each of these ways, resumed after each interruption with --continue:
 
-    kill     SIGKILL, at random moments: while starting, in a step, and in the middle of writing a checkpoint
-    stop     SIGTERM at random moments; each time the training must save and end well
+    kill     SIGKILL at random moments: while starting, in a step, and in the middle of writing a checkpoint
+    stop     SIGTERM at random moments; each time the training must save and exit cleanly
     full     no room for a checkpoint (a limit on the size of files): exit code 2, the older ones must stay
     child    with --processes 2: SIGKILL for one of the two at random moments; the other must end with it, exit code 2
 
-After each of them nothing that the training started may be left running. Then losses and all tensors of all snapshots
-must be equal, bit for bit. Exit code: 0 if they are, 1 if not.
+After each of them nothing that the training started may be left running. Then losses and checkpoints must be equal,
+bit for bit: network, optimizer, scaler, random state, configuration and every other entry. Exit code: 0 if they are,
+1 if not.
 """
 
 import argparse
@@ -24,44 +25,46 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
 
-from common.errors import UserError, run_main  # noqa: E402
+from common.errors import UserError, run_main
+from common.options import ROOT
+from common.utils.files import make_folder
+from tool.toy.standin_hand import write_standin
 
 LONGEST_RUN = 900  # seconds
 SMALL_FILES = 32 << 20  # bytes: room for logs, not for a checkpoint
+MISSING = object()
+NAMED = 5  # differing entries in a message, per snapshot
 ALL_WAYS = ("kill", "stop", "full", "child")
-FAREWELL = 60.0  # seconds after which nothing may be left of a training that was killed
+FAREWELL = 60.0  # seconds within which everything that a killed training started must end
 
 
 def main() -> int:
     args = parse_args()
     prepare(args.out)
     print("undisturbed ...", flush=True)
-    wanted = args.out / "undisturbed"
+    expected = args.out / "undisturbed"
     begun = time.monotonic()
-    check(finish(start(args, wanted)), 0, "the undisturbed training")
+    check(finish(start(args, expected)), 0, "the undisturbed training")
     print(f"undisturbed: {time.monotonic() - begun:.0f} s", flush=True)
     ways = {"kill": kill_often, "stop": stop_often, "full": fill_disk, "child": kill_children}
     different = []
     for way in args.ways:
         ways[way](args, args.out / way)
-        check(finish(start(args, args.out / way)), 0, "the last continuation")
-        differences = compare(wanted, args.out / way)
-        print(f"{way}: {'; '.join(differences) or 'the same bits as undisturbed'}", flush=True)
+        check(finish(start(args, args.out / way)), 0, "the last resumption")
+        differences = compare(expected, args.out / way)
+        print(f"{way}: {'; '.join(differences) or 'bit-identical to undisturbed'}", flush=True)
         different += differences
     return 1 if different else 0
 
 
 def prepare(out: Path) -> None:
     """Toy data and hand models."""
-    from common.utils.files import make_folder
-    from tool.toy.standin_hand import write_standin
-
     for name in ("undisturbed", *ALL_WAYS):
         if (out / name).exists():
             raise UserError(f"{out / name} exists; name another folder with --out")
@@ -73,7 +76,7 @@ def prepare(out: Path) -> None:
 
 
 def start(args: argparse.Namespace, output: Path, file_limit: int | None = None) -> subprocess.Popen:
-    """Start, or continue, a training, in a process group of its own."""
+    """Start, or resume, a training in a process group of its own."""
     output.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, ROOT / "main" / "train.py", "--continue", "--gpu", "cpu", "--preset", "small"]
     command += ["--init", "random", "--data", args.out / "data", "--mano", args.out / "mano", "--output", output]
@@ -88,7 +91,7 @@ def start(args: argparse.Namespace, output: Path, file_limit: int | None = None)
 
 
 def finish(process: subprocess.Popen) -> int:
-    """Wait; the exit code."""
+    """Wait for the exit code. Raises UserError if it takes too long."""
     try:
         return process.wait(LONGEST_RUN)
     except subprocess.TimeoutExpired:
@@ -104,7 +107,7 @@ def check(code: int, expected: int, what: str) -> None:
 def strike(
     args: argparse.Namespace, output: Path, number: int, rng: random.Random, moment: str, child: bool = False
 ) -> int | None:
-    """Start a training, send it a signal at a random moment; its exit code, None if it had ended before.
+    """Start a training and send it a signal at a random moment; its exit code, None if it ended before.
 
     Args:
         child: the signal goes to one of the processes that share the training.
@@ -117,7 +120,7 @@ def strike(
         time.sleep(0.005)
     if process.poll() is not None:
         return None
-    # Only it, or one of its children: of the others nothing is heard, and they must not stand in the way.
+    # Only to it, or to one of its children: the rest of the group must end by itself.
     os.kill(rng.choice(children(process.pid)) if child else process.pid, number)
     code = finish(process)
     nothing_left(process.pid)
@@ -131,7 +134,7 @@ def children(pid: int) -> list[int]:
 
 
 def nothing_left(group: int) -> None:
-    """Raises UserError if processes of a group live on."""
+    """Raises UserError if processes of a group keep running."""
     deadline = time.monotonic() + FAREWELL
     while time.monotonic() < deadline:
         try:
@@ -139,11 +142,13 @@ def nothing_left(group: int) -> None:
         except ProcessLookupError:
             return
         time.sleep(0.02)
-    raise UserError(f"{FAREWELL:.0f} s after a training has ended, processes that it started live on (group {group})")
+    raise UserError(
+        f"{FAREWELL:.0f} s after a training has ended, processes that it started are still running (group {group})"
+    )
 
 
 def signs(output: Path) -> dict[str, Callable[[], bool]]:
-    """How to see from outside where a training is."""
+    """How to tell from outside what a training is doing."""
     losses, dump = output / "log" / "losses.jsonl", output / "model_dump"
     before = losses.stat().st_mtime_ns if losses.exists() else 0
     return {
@@ -207,25 +212,45 @@ def hashes(output: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(output.glob("model_dump/*"))}
 
 
-def compare(wanted: Path, found: Path) -> list[str]:
-    """What differs between two trainings: losses, and tensors of the snapshots."""
-    import torch
-
+def compare(expected: Path, found: Path, ignored: Collection[str] = ()) -> list[str]:
+    """What differs between two trainings, in the losses and in any entry of the snapshots that is not `ignored`."""
     differences = []
-    losses = [folder / "log" / "losses.jsonl" for folder in (wanted, found)]
+    losses = [folder / "log" / "losses.jsonl" for folder in (expected, found)]
     if losses[0].read_bytes() != losses[1].read_bytes():
         differences.append("losses differ")
-    names = [sorted(path.name for path in folder.glob("model_dump/snapshot_*.pth")) for folder in (wanted, found)]
+    names = [sorted(path.name for path in folder.glob("model_dump/snapshot_*.pth")) for folder in (expected, found)]
     if names[0] != names[1] or not names[0]:
         differences.append(f"snapshots are {names[1]}, not {names[0]}")
-    for name in set(names[0]) & set(names[1]):
-        a, b = (torch.load(folder / "model_dump" / name, weights_only=True, mmap=True) for folder in (wanted, found))
-        states = [{(i, key): x for i, of in c["optimizer"]["state"].items() for key, x in of.items()} for c in (a, b)]
-        for part, (x, y) in {"network": (a["network"], b["network"]), "optimizer": states}.items():
-            unequal = [key for key in x if key not in y or not torch.equal(x[key], y[key])]
-            if unequal or len(x) != len(y):
-                differences.append(f"{name}: {len(unequal)} of {len(x)} tensors of the {part} differ")
+    for name in sorted(set(names[0]) & set(names[1])):
+        a, b = (
+            flatten(torch.load(folder / "model_dump" / name, weights_only=True, mmap=True))
+            for folder in (expected, found)
+        )
+        keys = (a.keys() | b.keys()) - set(ignored)
+        unequal = sorted(key for key in keys if not equal(a.get(key, MISSING), b.get(key, MISSING)))
+        if unequal:
+            more = f" and {len(unequal) - NAMED} more" if len(unequal) > NAMED else ""
+            differences.append(f"{name}: of {len(a)} entries differ: {', '.join(unequal[:NAMED])}{more}")
     return differences
+
+
+def flatten(content: Any, name: str = "") -> dict[str, Any]:
+    """The tensors, numbers and texts of nested dictionaries and lists, by the way to them."""
+    if not isinstance(content, Mapping | list | tuple):
+        return {name: content}
+    items = content.items() if isinstance(content, Mapping) else enumerate(content)
+    flat: dict[str, Any] = {f"{name} ({type(content).__name__})": len(content)}
+    for key, value in items:
+        flat |= flatten(value, f"{name}/{key}")
+    return flat
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Bit for bit: NaN equals itself, and the type counts."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        same_kind = a.dtype == b.dtype and a.shape == b.shape
+        return same_kind and a.numpy().tobytes() == b.numpy().tobytes()
+    return type(a) is type(b) and repr(a) == repr(b)
 
 
 def parse_args() -> argparse.Namespace:
@@ -235,7 +260,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=6, help="of 6 steps (default: %(default)s)")
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="of each training (default: 1)")
     parser.add_argument("--workers", type=int, default=0, help="loader workers of each process (default: 0)")
-    parser.add_argument("--ways", help="comma-separated (default: all that there are)")
+    parser.add_argument("--ways", help="comma-separated (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments (default: 0)")
     args = parser.parse_args()
     possible = ALL_WAYS if args.processes > 1 else ALL_WAYS[:-1]
