@@ -77,7 +77,7 @@ def test_mano_is_not_in_the_file(golden_snapshot, small_snapshot):
 
 
 def test_missing_parts_are_named(monkeypatch, golden, mano_folder, golden_snapshot, inputs, tmp_path):
-    folder = tmp_path / "figures"
+    folder = tmp_path / "results"
     folder.mkdir()
     with pytest.raises(UserError, match="forward_test.npz"):
         run(monkeypatch, folder, mano_folder, golden_snapshot, inputs, tmp_path)
