@@ -19,7 +19,7 @@ from common.nets.trans_net import convolve_heatmaps
 from common.targets import build_images, build_targets, make_sample
 from common.types import Annotation
 from common.utils.augment import Augmentation
-from main.model import prepare_inference
+from main.build import prepare_inference
 from tool.benchmarks import run as benchmark
 from tool.benchmarks.core import Clock, Measurement, peak_memory, table
 from tool.benchmarks.data import metrics

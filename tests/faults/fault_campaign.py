@@ -39,6 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from tqdm import tqdm
 
 from common.checkpoint import load_network, read_checkpoint, save_checkpoint

@@ -14,7 +14,7 @@ from common.nets.mano import TwoHandMano
 from common.nets.trans_net import PEAK, SIGMA, convolve_heatmaps
 from main.build import build_model, prepare_inference
 from main.config import Config
-from main.model import InterWild, build_model, prepare_inference
+from main.model import InterWild
 from tool.benchmarks.core import Clock, Measurement, autocast, peak_memory, tf32
 from tool.benchmarks.profile import run_profile
 from tool.untrained import show_something

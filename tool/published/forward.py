@@ -15,8 +15,9 @@ from common.utils.boxes import restore_box
 from common.utils.files import make_folder
 from common.utils.frames import Frames
 from common.utils.rotations import axis_angle_to_matrix
+from main.build import build_model
 from main.config import Config
-from main.model import InterWild, build_model
+from main.model import InterWild
 from tool.published.comparison import Report, autocast, compare, largest, load_mano, load_npz, pairs, read_spreads
 
 

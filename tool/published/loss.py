@@ -1,6 +1,5 @@
 """The loss part of `tool/parity.py`: the loss terms of a recorded batch, and the gradients of their sum."""
 
-import copy
 from argparse import Namespace
 from collections import defaultdict
 from pathlib import Path
@@ -10,15 +9,16 @@ import msgspec
 import numpy as np
 import torch
 
+from common.checkpoint import load_network, read_checkpoint
 from common.criterion import InterWildLoss
 from common.errors import UserError
 from common.types import Targets
 from common.utils.files import make_folder, write_json
 from data.dataset import to_device
 from data.reading import read_json
-from main.build import load_model
+from main.build import build_model
 from main.config import Config
-from main.model import InterWild, build_model
+from main.model import InterWild
 from tool.published.comparison import (
     LossSpread,
     Report,
