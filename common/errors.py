@@ -36,9 +36,10 @@ def error_context(subject: object, *kinds: type[Exception], advice: str = "") ->
     Raises:
         UserError: "{subject}: {reason}; {advice}", for one of these exceptions.
     """
+    expected = (UserError, OSError, *kinds)
     try:
         yield
-    except (UserError, OSError, *kinds) as error:
+    except expected as error:
         if is_out_of_memory(error):
             raise
         reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__

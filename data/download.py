@@ -83,7 +83,7 @@ def refuse_toy_data(folder: Path) -> None:
     """Raise UserError if a dataset's `data` folder holds made-up data: real ones beside them would look the same."""
     mark = folder.parent / TOY_MARK
     if mark.exists():
-        raise UserError(f"{mark.parent} holds toy data; delete or move that folder first, or choose another with --out")
+        raise UserError(f"{mark.parent} holds toy data; delete or move it first, or choose another with --output")
 
 
 def run_job(job: Job, dry_run: bool = False) -> None:
@@ -155,7 +155,7 @@ def check_space(folder: Path, needed: int) -> None:
     if free < needed:
         raise UserError(
             f"the disk of {folder} has {size_text(free)} free, about {size_text(needed)} are needed; free some space, "
-            "choose fewer parts, or another folder with --out"
+            "choose fewer parts, or another folder with --output"
         )
 
 
@@ -167,7 +167,7 @@ def _locked(folder: Path) -> Iterator[None]:
     except Timeout:
         raise UserError(f"another download is running in {folder}; wait for it or stop it first") from None
     except OSError as error:
-        raise UserError(f"cannot write in {folder}: {error.strerror or error}; choose another with --out") from None
+        raise UserError(f"cannot write in {folder}: {error.strerror or error}; choose another with --output") from None
     try:
         yield
     finally:

@@ -42,6 +42,7 @@ from common.options import (  # noqa: E402
     MANO_FOLDER,
     MESH_FORMATS,
     RENDERERS,
+    Parser,
 )
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--gpu", help=GPU_HELP)
     parser.add_argument(
         "--input", nargs="+", default=[str(HERE / "images")], help="photos, folders or patterns (default: images)"

@@ -4,7 +4,6 @@ python tool/make_toy_data.py --out DIR --sets HIC --test 40 --seed 4
 python docs/picture.py --data DIR --index 8
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -14,14 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common.errors import run_main  # noqa: E402
-from common.options import MANO_FOLDER  # noqa: E402
+from common.options import MANO_FOLDER, Parser  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, {"--out": "--output"})
     parser.add_argument("--data", type=Path, required=True, help="folder of the toy data")
     parser.add_argument("--index", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "hands.jpg")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "hands.jpg")
     args = parser.parse_args()
 
     import torch
@@ -60,8 +59,8 @@ def main() -> None:
     x, y = ((low + high) / 2).clip(half, np.array(photo.shape[1::-1]) - half).astype(int)
     gap = np.full((2 * half, 6, 3), 255, np.uint8)
     parts = [part for picture in pictures for part in (picture[y - half : y + half, x - half : x + half], gap)]
-    write_image(args.out, np.concatenate(parts[:-1], 1), quality=90)
-    print(f"wrote {args.out}")
+    write_image(args.output, np.concatenate(parts[:-1], 1), quality=90)
+    print(f"wrote {args.output}")
 
 
 if __name__ == "__main__":

@@ -72,13 +72,13 @@ def open_training(
     rebuild: bool = False,
 ) -> MixedDataset:
     """The training sets of a configuration, mixed. Raises UserError like `open_source`, or if none is named."""
-    groups = [
+    sets_3d, sets_2d = (
         [open_dataset(name, "train", config, data_folder, cache, rebuild) for name in names]
         for names in (config.trainset_3d, config.trainset_2d)
-    ]
-    if not any(groups):
-        raise UserError("no training set; set trainset_3d or trainset_2d")
-    return MixedDataset(*groups, seed, config.augmentation, skip_bad)
+    )
+    if not sets_3d and not sets_2d:
+        raise UserError("no training set is named; set trainset_3d or trainset_2d")
+    return MixedDataset(sets_3d, sets_2d, seed, config.augmentation, skip_bad)
 
 
 # ---- Networks ----

@@ -23,7 +23,6 @@ import argparse
 import csv
 import io
 import math
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -85,7 +84,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="test this file instead")
     parser.add_argument("--data", type=Path, default=ROOT / "data", help=DATA_HELP)
     parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
-    parser.add_argument("--visualize", type=int, default=0, metavar="N", help="draw N samples and the N worst")
+    parser.add_argument(
+        "--visualize", type=int, default=0, metavar="N", help="draw N samples and the worst (default: 0)"
+    )
     parser.add_argument("--skip_bad", action="store_true", help="leave out samples that cannot be read, and count them")
     parser.add_argument("--output", type=Path, default=ROOT / "output", help="folder for the results (default: output)")
     add_config_options(parser, shown=USED, presets=False)
@@ -159,11 +160,10 @@ def evaluate(
         UserError: a sample cannot be read, or a prediction is not finite.
     """
     batches = math.ceil(len(indices) / config.test_batch_size)
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", process.world))
     loader = DataLoader(
         EvalItems(dataset, indices, skip_bad),
         batch_size=config.test_batch_size,
-        num_workers=loader_workers(config.num_thread, local_processes, batches),
+        num_workers=loader_workers(config.num_thread, process.local_world, batches),
         collate_fn=collate_readable,
         worker_init_fn=init_worker,
         pin_memory=process.device.type == "cuda",

@@ -257,11 +257,12 @@ def test_options_in_the_text_exist():
     """`--option` in a sentence or a table is an option of one of the scripts."""
     text = "\n".join(path.read_text() for folder in CODE for path in (ROOT / folder).rglob("*.py"))
     text += "".join(path.read_text() for path in ROOT.glob("*.py"))
-    known = set(re.findall(r'"(--[\w-]+)"', text)) | {f"--{name}" for name in FIELDS}
-    foreign = {"--help", "--signal"}  # argparse's own, Slurm's
+    known = {f"--{name}".replace("-", "_") for name in [*re.findall(r'"--([\w-]+)"', text), *FIELDS]}
+    foreign = {"__help", "__signal"}  # with _ for -; argparse's own, Slurm's
     for page in PAGES:
         named = {option for span in spans(page) for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)
                  if "torchrun" not in span}  # fmt: skip
+        named = {option.replace("-", "_") for option in named}
         assert not named - known - foreign, f"{page.name} names {sorted(named - known - foreign)}"
 
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 # What is heavier is imported where it is used, so that --help answers at once.
 from common.errors import UserError, run_main  # noqa: E402
-from common.options import MANO_FOLDER, count  # noqa: E402
+from common.options import MANO_FOLDER, Parser, count  # noqa: E402
 from data import layouts  # noqa: E402
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ Run this again at any time: it says what is still missing, and what is wrong."""
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the datasets (default: data)")
     parser.add_argument("--mano", type=Path, help="folder of the MANO files")
     parser.add_argument("--checkpoint", type=Path, help="checkpoint (default: demo/snapshot_6.pth)")

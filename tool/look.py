@@ -1,7 +1,7 @@
 """Look at samples as training sees them: boxes, joints and the MANO mesh over the crop, on one sheet.
 
     python tool/look.py --set MSCOCO                                  # the first 12 of the training split
-    python tool/look.py --set InterHand26M --split test --subset all --index 0 17 4
+    python tool/look.py --set InterHand26M --split test --interhand_subset all --index 0 17 4
     python tool/look.py --set ReInterHand --cam_mode Ego_cameras --augment 3
     python tool/look.py --set InterHand26M --index 5 --scale 1.2 --rot 30 --flip
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common.errors import UserError, run_main  # noqa: E402
-from common.options import MANO_FOLDER  # noqa: E402
+from common.options import MANO_FOLDER, Parser  # noqa: E402
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from common.types import EvalSample, Sample, Targets
     from common.utils.augment import Augmentation
     from common.utils.frames import Frames
+
+FORMER = {
+    "--out": "--output",
+    **dict.fromkeys(("--subset", "--interhand_train_subset", "--interhand_test_subset"), "--interhand_subset"),
+}
 
 
 def main() -> None:
@@ -45,8 +50,8 @@ def main() -> None:
 
     quiet_opencv()
     config = replace(Config(), cam_mode=args.cam_mode, envmap_mode=args.envmap_mode)
-    if args.subset:
-        config = replace(config, interhand_train_subset=args.subset, interhand_test_subset=args.subset)
+    if args.interhand_subset:
+        config = replace(config, **{f"interhand_{args.split}_subset": args.interhand_subset})
     mano = TwoHandMano(*read_hand_models(args.mano))
     dataset = open_dataset(args.set, args.split, config, args.data, args.cache)
     indices = args.index or range(min(args.count, len(dataset)))
@@ -59,18 +64,20 @@ def main() -> None:
         augmentation = choose_augmentation(args, index)
         item = dataset[index] if args.split == "test" else dataset.sample(index, augmentation)
         rows.append(np.concatenate(draw(item, mano, config.frames, index), 1))
-    write_image(args.out, arrange(rows, 3))
-    print(f"{len(rows)} of {len(dataset)} samples of {args.set} {args.split} drawn: {args.out}")
+    write_image(args.output, arrange(rows, 3))
+    print(f"{len(rows)} of {len(dataset)} samples of {args.set} {args.split} drawn: {args.output}")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, FORMER)
     parser.add_argument("--set", required=True, help="InterHand26M, MSCOCO, HIC or ReInterHand")
     parser.add_argument("--split", choices=("train", "test"), default="train")
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the datasets (default: data)")
     parser.add_argument("--cache", type=Path, help="folder of annotation caches (default: in the dataset's own)")
     parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help="folder of MANO_RIGHT.pkl and MANO_LEFT.pkl")
-    parser.add_argument("--subset", choices=("all", "human"), help="InterHand26M: which annotations")
+    parser.add_argument(
+        "--interhand_subset", choices=("all", "human"), help="InterHand26M: all annotations, or those by people only"
+    )
     parser.add_argument("--cam_mode", choices=("Mugsy_cameras", "Ego_cameras"), default="Mugsy_cameras")
     parser.add_argument("--envmap_mode", choices=("envmap_per_frame", "envmap_per_segment"), default="envmap_per_frame")
     parser.add_argument("--index", type=int, nargs="+", help="which samples")
@@ -80,7 +87,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rot", type=float, default=0.0, help="degrees")
     parser.add_argument("--color", type=float, nargs=3, default=(1.0, 1.0, 1.0), metavar=("R", "G", "B"))
     parser.add_argument("--flip", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("look.jpg"), help="picture to write (default: look.jpg)")
+    parser.add_argument("--output", type=Path, default=Path("look.jpg"), help="picture to write (default: look.jpg)")
     return parser.parse_args()
 
 

@@ -15,6 +15,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))
 
 from common.errors import run_main  # noqa: E402
+from common.options import Parser  # noqa: E402
 from data import layouts  # noqa: E402
 
 
@@ -30,25 +31,25 @@ def main() -> None:
     }
     sequences = download.choose(args.sequences, groups, "--sequences")
     base = download.check_base(args.base)
-    download.refuse_toy_data(args.out)
+    download.refuse_toy_data(args.output)
     download.print_terms("HIC")
     archives = [layouts.hic_archive(name) for name in (*sequences, "mano")]
-    download.run_job(download.Job(base, args.out, [], archives, {}, args.keep), args.dry_run)
-    if not (args.out / "HIC.json").exists():
-        print(f"Still to do: {args.out / 'HIC.json'} is not there. {layouts.HIC_JSON_FROM}")
+    download.run_job(download.Job(base, args.output, [], archives, {}, args.keep), args.dry_run)
+    if not (args.output / "HIC.json").exists():
+        print(f"Still to do: {args.output / 'HIC.json'} is not there. {layouts.HIC_JSON_FROM}")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, {"--out": "--output"})
     parser.add_argument(
         "--sequences",
         default="all",
         help="comma-separated: 01 to 11, 15 to 21, hands (01-11), objects (15-21), all (default)",
     )
     parser.add_argument("--base", default=layouts.HIC_BASE, help="address of the folder Dataset (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=HERE / "data", help="folder (default: data/HIC/data)")
+    parser.add_argument("--output", type=Path, default=HERE / "data", help="folder (default: data/HIC/data)")
     parser.add_argument("--keep", action="store_true", help="keep the archives after unpacking")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be downloaded, and how large it is")
+    parser.add_argument("--dry_run", action="store_true", help="show what would be downloaded, and how large it is")
     return parser.parse_args()
 
 

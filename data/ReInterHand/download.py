@@ -20,6 +20,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))
 
 from common.errors import UserError, run_main  # noqa: E402
+from common.options import Parser  # noqa: E402
 from data import layouts  # noqa: E402
 
 
@@ -37,7 +38,7 @@ def main() -> None:
         args.parts, {"all": layouts.CAPTURE_ARCHIVES, "default": layouts.DEFAULT_ARCHIVES}, "--parts"
     )
     base = download.check_base(args.base)
-    download.refuse_toy_data(args.out)
+    download.refuse_toy_data(args.output)
     download.print_terms("ReInterHand")
     md5s: dict[str, str] = {}
     for capture in captures:
@@ -51,7 +52,7 @@ def main() -> None:
     if unlisted:
         print(f"note: {len(unlisted)} files have no checksum in the publisher's lists, e.g. {unlisted[0]}")
     remote = [download.RemoteFile(path, md5s.get(path)) for path in files]
-    download.run_job(download.Job(base, args.out, remote, archives, md5s, args.keep), args.dry_run)
+    download.run_job(download.Job(base, args.output, remote, archives, md5s, args.keep), args.dry_run)
 
 
 def with_listed_parts(archive: layouts.Archive, md5s: Mapping[str, str]) -> layouts.Archive:
@@ -78,7 +79,7 @@ def overview() -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, {"--out": "--output"})
     parser.add_argument("--captures", help="comma-separated: all, train, test, or pieces of names such as RNS217")
     parser.add_argument(
         "--parts",
@@ -88,9 +89,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--base", default=layouts.REINTERHAND_BASE, help="address of the captures (default: %(default)s)"
     )
-    parser.add_argument("--out", type=Path, default=HERE / "data", help="folder (default: data/ReInterHand/data)")
+    parser.add_argument("--output", type=Path, default=HERE / "data", help="folder (default: data/ReInterHand/data)")
     parser.add_argument("--keep", action="store_true", help="keep the archives after unpacking")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be downloaded, and how large it is")
+    parser.add_argument("--dry_run", action="store_true", help="show what would be downloaded, and how large it is")
     return parser.parse_args()
 
 

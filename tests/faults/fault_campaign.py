@@ -1,8 +1,8 @@
 """Break everything that can be broken, with many seeds, and count what happens.
 
-    python -m tests.faults.fault_campaign --out /tmp/faults
-    python -m tests.faults.fault_campaign --out /tmp/faults --seeds 500 --what data,images,hands,checkpoints
-    python -m tests.faults.fault_campaign --out /tmp/faults --seeds 5 --what commands,processes
+    python -m tests.faults.fault_campaign --output /tmp/faults
+    python -m tests.faults.fault_campaign --output /tmp/faults --seeds 500 --what data,images,hands,checkpoints
+    python -m tests.faults.fault_campaign --output /tmp/faults --seeds 5 --what commands,processes
 
     data          annotation files of all datasets with faults; every sample is made
     images        photos truncated, with bytes changed, of other kinds
@@ -15,7 +15,7 @@
 The rule: a correct result, or one line that says what is wrong and exit code 2; never a traceback, a hang, a partial
 file, or a silent omission. `tests.faults.kill_test` is the campaign against the checkpoints of a training.
 
-Works on a copy of the project in --out. Exit code: 0; 1 if the rule was broken, each time with the seed.
+Works on a copy of the project in --output. Exit code: 0; 1 if the rule was broken, each time with the seed.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from tqdm import tqdm
 from common.checkpoint import load_network, read_checkpoint, save_checkpoint
 from common.errors import UserError, one_line, run_main
 from common.nets.mano_files import read_hand_models, read_pickle
-from common.options import ROOT
+from common.options import ROOT, Parser
 from common.utils.augment import IDENTITY
 from common.utils.files import make_folder
 from common.utils.images import load_image, quiet_opencv
@@ -275,8 +275,8 @@ COMMANDS: dict[str, str] = {
     "demo/demo.py": "--gpu cpu --checkpoint CHECKPOINT --mano MANO --input PHOTOS --output OUT --batch_size 2",
     "tool/make_toy_data.py": "--out OUT --sets HIC --train 1 --test 1 --scale 0.25 --mano MANO --seed 3",
     "tool/make_standin_hand.py": "--out OUT",
-    "tool/make_checkpoint.py": "--init random --out OUT/a.pth",
-    "tool/look.py": "--set HIC --split test --data DATA --mano MANO --count 1 --out OUT/look.jpg",
+    "tool/make_checkpoint.py": "--init random --output OUT/a.pth",
+    "tool/look.py": "--set HIC --split test --data DATA --mano MANO --count 1 --output OUT/look.jpg",
     "tool/parity.py": "--golden DATA --mano MANO --snapshot CHECKPOINT --inputs none.npz --out OUT",
     "tool/doctor.py": "--data DATA",
 }
@@ -593,7 +593,7 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     quiet_opencv()
     sys.stdout.flush()
-    workspace = Workspace(args.out.absolute(), args.scenarios.split(",") if args.scenarios else [])
+    workspace = Workspace(args.output.absolute(), args.scenarios.split(",") if args.scenarios else [])
     workspace.make()
     found, broken = {}, []
     for name in names:
@@ -615,8 +615,8 @@ def print_table(counts: Counter) -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="a new folder; needs about 1 GB")
+    parser = Parser(__doc__, {"--out": "--output"})
+    parser.add_argument("--output", type=Path, required=True, help="a new folder; needs about 1 GB")
     parser.add_argument("--seeds", type=int, default=20, help="of each kind (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default: 0)")
     parser.add_argument("--what", default=",".join(TRIALS), help="comma-separated (default: %(default)s)")

@@ -1,7 +1,7 @@
 """Prove that a training which is killed and resumed ends bit-identical to an uninterrupted one.
 
-    python -m tests.faults.kill_test --out /tmp/kill
-    python -m tests.faults.kill_test --out /tmp/kill --kills 5 --processes 2 --workers 2
+    python -m tests.faults.kill_test --output /tmp/kill
+    python -m tests.faults.kill_test --output /tmp/kill --kills 5 --processes 2 --workers 2
 
 Makes a little toy data and the stand-in hand, and trains a small network on the CPU: once undisturbed, and once in
 each of these ways, resumed after each interruption with --continue:
@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from common.errors import UserError, run_main
-from common.options import ROOT
+from common.options import ROOT, Parser
 from common.utils.files import make_folder
 from tool.toy.standin_hand import write_standin
 
@@ -46,18 +46,18 @@ FAREWELL = 60.0  # seconds within which everything that a killed training starte
 
 def main() -> int:
     args = parse_args()
-    prepare(args.out)
+    prepare(args.output)
     print("undisturbed ...", flush=True)
-    expected = args.out / "undisturbed"
+    expected = args.output / "undisturbed"
     begun = time.monotonic()
     check(finish(start(args, expected)), 0, "the undisturbed training")
     print(f"undisturbed: {time.monotonic() - begun:.0f} s", flush=True)
     ways = {"kill": kill_often, "stop": stop_often, "full": fill_disk, "child": kill_children}
     different = []
     for way in args.ways:
-        ways[way](args, args.out / way)
-        check(finish(start(args, args.out / way)), 0, "the last resumption")
-        differences = compare(expected, args.out / way)
+        ways[way](args, args.output / way)
+        check(finish(start(args, args.output / way)), 0, "the last resumption")
+        differences = compare(expected, args.output / way)
         print(f"{way}: {'; '.join(differences) or 'bit-identical to undisturbed'}", flush=True)
         different += differences
     return 1 if different else 0
@@ -79,7 +79,7 @@ def start(args: argparse.Namespace, output: Path, file_limit: int | None = None)
     """Start, or resume, a training in a process group of its own."""
     output.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, ROOT / "main" / "train.py", "--continue", "--gpu", "cpu", "--preset", "small"]
-    command += ["--init", "random", "--data", args.out / "data", "--mano", args.out / "mano", "--output", output]
+    command += ["--init", "random", "--data", args.output / "data", "--mano", args.output / "mano", "--output", output]
     command += ["--trainset_3d", "InterHand26M", "--end_epoch", args.epochs, "--save_every", "1"]
     command += ["--visualize_every", "0", "--train_batch_size", 4 // args.processes]
     command += ["--processes", args.processes, "--workers", args.workers]
@@ -254,8 +254,8 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="a new folder; needs about 6 GB")
+    parser = Parser(__doc__, {"--out": "--output"})
+    parser.add_argument("--output", type=Path, required=True, help="a new folder; needs about 6 GB")
     parser.add_argument("--kills", type=int, default=20, help="(default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=6, help="of 6 steps (default: %(default)s)")
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="of each training (default: 1)")
