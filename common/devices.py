@@ -1,4 +1,4 @@
-"""Which devices to run on: `--gpu` as users write it."""
+"""The devices to run on, from the text of `--gpu`."""
 
 import re
 
@@ -8,10 +8,10 @@ from common.errors import UserError
 
 
 def parse_devices(text: str | None) -> list[torch.device]:
-    """'0', '0-3', '0,2', 'cpu' or None (all CUDA GPUs there are, else the CPU) -> devices.
+    """'0', '0-3', '0,2', 'cpu' or None (all CUDA GPUs, else the CPU) -> devices.
 
     Raises:
-        UserError: not of that form, or a GPU that this machine does not have.
+        UserError: another form, or a GPU that this machine does not have.
     """
     count = torch.cuda.device_count()
     if text is None:

@@ -36,7 +36,7 @@ def error_context(subject: object, *kinds: type[Exception], advice: str = "") ->
     Raises:
         UserError: "{subject}: {reason}; {advice}", for one of these exceptions.
     """
-    expected = (UserError, OSError, *kinds)
+    expected: tuple[type[Exception], ...] = (UserError, OSError, *kinds)
     try:
         yield
     except expected as error:
