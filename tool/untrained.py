@@ -1,8 +1,8 @@
 """Write a checkpoint of an untrained network, in the published layout, to try the demo without a trained one.
 
     python tool/make_checkpoint.py --init random
-    python tool/make_checkpoint.py --init imagenet --out other.pth
-    python tool/make_checkpoint.py --init random --preset small --heads start --out start.pth
+    python tool/make_checkpoint.py --init imagenet --output other.pth
+    python tool/make_checkpoint.py --init random --preset small --heads start --output start.pth
 
 Its predictions are meaningless: two hands somewhere near the middle. If the demo runs with it, the installation works.
 With --heads start it is what `train.py` begins with, given the same --init, --preset and --seed, to compare a training
@@ -27,16 +27,16 @@ from main.options import preset_config
 def main() -> None:
     """The command."""
     args = parse_args()
-    if args.out.exists() and not args.overwrite:
-        raise UserError(f"{args.out} exists; name another file with --out, or replace it with --overwrite")
+    if args.output.exists() and not args.overwrite:
+        raise UserError(f"{args.output} exists; name another file with --output, or replace it with --overwrite")
     config = preset_config(args.preset)
     torch.manual_seed(args.seed)
     model = build_model(config, mano=None)
     init_backbones(model, args.init)
     if args.heads == "visible":
         show_something(model)
-    save_checkpoint(args.out, model, epoch=0, config=config_to_dict(config))
-    print(f"wrote {args.out}: an untrained network, not the published one ({args.init} backbones, random heads)")
+    save_checkpoint(args.output, model, epoch=0, config=config_to_dict(config))
+    print(f"wrote {args.output}: an untrained network, not the published one ({args.init} backbones, random heads)")
 
 
 def show_something(model: InterWild) -> None:
@@ -72,7 +72,7 @@ def show_something(model: InterWild) -> None:
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, {"--out": "--output"})
     parser.add_argument(
         "--init", choices=("imagenet", "random"), default="imagenet", help="backbones (default: imagenet)"
     )
@@ -82,7 +82,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
     parser.add_argument(
-        "--out",
+        "--output",
         type=Path,
         default=ROOT / "demo" / "snapshot_6.pth",
         help="file to write (default: demo/snapshot_6.pth, the name of the published checkpoint)",

@@ -41,7 +41,7 @@ from common.devices import parse_devices
 from common.errors import UserError
 from common.nets.mano import TwoHandMano
 from common.nets.mano_files import read_hand_models
-from common.options import GPU_HELP, MANO_FOLDER, ROOT, count
+from common.options import GPU_HELP, MANO_FOLDER, ROOT, Parser, count
 from common.utils.files import atomic_write, make_folder, write_json
 from common.utils.images import quiet_opencv
 from main.config import PRESETS, Config
@@ -75,9 +75,9 @@ def main() -> int:
     stages = read_stages(args.only)
     quiet_opencv()
     device = parse_devices(args.gpu)[0]
-    if args.out:
-        make_folder(args.out.parent)
-        probe = args.out.with_name(f".{args.out.name}.writable")
+    if args.output:
+        make_folder(args.output.parent)
+        probe = args.output.with_name(f".{args.output.name}.writable")
         atomic_write(probe, b"")  # fails now rather than after the measurements
         probe.unlink(missing_ok=True)
     with tf32(True), tempfile.TemporaryDirectory(prefix="benchmark_") as temporary:
@@ -90,17 +90,17 @@ def main() -> int:
         print("This is not the published network, to which the limits apply: they are left out.")
     details = {m.detail: m.stage for m in reversed(measurements) if m.detail}
     print("\n" + "\n".join(f"{stage}: {detail}" for detail, stage in reversed(details.items())))
-    if args.out:
+    if args.output:
         figures = [asdict(m) | {"met": m.met} for m in measurements]
-        write_json(args.out, {"machine": machine, "figures": figures, "notes": bench.notes})
-        print(f"results written to {args.out}")
+        write_json(args.output, {"machine": machine, "figures": figures, "notes": bench.notes})
+        print(f"results written to {args.output}")
     missed = sum(m.met is False for m in measurements)
     print(f"limits: {sum(m.met is True for m in measurements)} met, {missed} not met")
     return 1 if missed and args.strict else 0
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, {"--out": "--output"})
     parser.add_argument("--gpu", help=f"{GPU_HELP}; only the first is used")
     parser.add_argument("--only", help=f"stages, separated by commas: {','.join(STAGES)} (default: all)")
     parser.add_argument("--preset", choices=("small",), help="small: the network for a CPU")
@@ -123,7 +123,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--store_root", type=Path, help="a real InterHand26M folder instead of made-up annotations")
     parser.add_argument("--metrics_samples", type=count, default=100_000, help="(default: 100000)")
     parser.add_argument("--work", type=Path, help="keep toy data and annotations here, for the next time")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file to write")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write")
     parser.add_argument("--strict", action="store_true", help="exit code 1 if a limit is not met")
     return parser.parse_args()
 

@@ -37,6 +37,7 @@ import numpy as np
 import psutil
 
 from common.errors import UserError
+from common.options import Parser
 from data.InterHand26M.InterHand26M import InterHand26M
 from data.layouts import INTERHAND_JSONS
 from tool.benchmarks.big_annotations import write_annotations
@@ -195,7 +196,7 @@ def _folder_size(folder: Path) -> float:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--counts", type=int, nargs="+", default=[1_000_000], help="sizes to try (default: 1000000)")
     what.add_argument("--root", type=Path, help="folder of a real InterHand26M dataset")

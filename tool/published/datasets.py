@@ -68,7 +68,7 @@ def run(args: Namespace) -> list[Report]:
     augmentations = {
         name: Augmentation(aug.scale, aug.rot, tuple(aug.color_scale), aug.do_flip) for name, aug in index.augs.items()
     }
-    data, folder = args.golden / "data", args.out / "datasets"
+    data, folder = args.golden / "data", args.output / "datasets"
     make_folder(folder)
     reports, written = [], {}
     with TemporaryDirectory() as cache:  # neither the recorded results nor ours are a place for caches

@@ -27,15 +27,15 @@ def run(args: Namespace) -> list[Report]:
     if "images" not in arrays:
         raise UserError(f"{args.inputs} has no array `images`")
     model = build_model(Config(), load_mano(args))
-    skipped = load_network(model, read_checkpoint(args.snapshot)["network"], args.snapshot)
+    skipped = load_network(model, read_checkpoint(args.checkpoint)["network"], args.checkpoint)
     print(f"all {len(model.state_dict())} tensors of the network loaded; skipped: {', '.join(skipped) or 'none'}")
 
     model.to(args.device).eval()
     images = torch.from_numpy(arrays["images"]).float().to(args.device)
     with torch.inference_mode(), autocast(args):
         outputs, intermediates = forward(model, images)
-    make_folder(args.out)
-    np.savez(args.out / "forward_test.npz", **outputs)
+    make_folder(args.output)
+    np.savez(args.output / "forward_test.npz", **outputs)
 
     recorded, middle = load_npz(args.golden / "forward_test.npz"), args.golden / "forward_mid.npz"
     reports = compare_tensors("", recorded, outputs, read_spreads(args.golden).forward)

@@ -56,13 +56,13 @@ def run(args: Namespace) -> list[Report]:
     details = load_npz(detail_file) if detail_file.exists() else {}
 
     model = build_model(Config(), load_mano(args)).to(args.device)
-    network = read_checkpoint(args.snapshot)["network"]
+    network = read_checkpoint(args.checkpoint)["network"]
     images, targets = to_device(read_batch(args.golden / "loss_batch.npz"), args.device)
     results, reports = {}, []
     for mode, expected in recorded.items():
         if mode not in MODES:
             raise UserError(f"the recorded results name a mode {mode!r}; there are: {', '.join(MODES)}")
-        load_network(model, network, args.snapshot)  # each time: training mode changes the statistics
+        load_network(model, network, args.checkpoint)  # each time: training mode changes the statistics
         model.train(MODES[mode])
         model.zero_grad()
         losses, gradients, elements = loss_and_gradients(model, images, targets, args)
@@ -74,8 +74,8 @@ def run(args: Namespace) -> list[Report]:
         # The recorded terms have both hands on one axis.
         elements = {k: x.reshape(terms[k].shape) for k, x in elements.items() if k in terms and terms[k].size == x.size}
         reports += compare_group(f"{mode}/elements", terms, elements, spread.loss_rel, ELEMENT_FLOOR)
-    make_folder(args.out)
-    write_json(args.out / "loss.json", results)
+    make_folder(args.output)
+    write_json(args.output / "loss.json", results)
     return reports
 
 

@@ -61,8 +61,8 @@ def run(args: Namespace) -> list[Report]:
             evaluator = evaluate(dataset, [ids[id] for id in expected_ids], prediction, mano, args.device)
             written[name] = as_published(evaluator)
             reports += compare_labels(name, expected.first.full, written[name])
-    make_folder(args.out / "datasets")
-    write_json(args.out / "datasets" / "metrics.json", written)
+    make_folder(args.output / "datasets")
+    write_json(args.output / "datasets" / "metrics.json", written)
     return reports
 
 

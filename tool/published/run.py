@@ -1,6 +1,6 @@
 """Compare this system with recorded results of the published one.
 
-    python tool/parity.py --golden DIR --mano DIR --snapshot FILE --inputs FILE.npz --out DIR
+    python tool/parity.py --golden DIR --mano DIR --snapshot FILE --inputs FILE.npz --output DIR
 
 DIR of --golden holds the recorded results, --what names the parts to compare:
 
@@ -8,7 +8,7 @@ DIR of --golden holds the recorded results, --what names the parts to compare:
               published layout, and --inputs, one array `images` (N, 3, H, W), float32 in [0, 1]
     loss      loss.json and loss_batch.npz, and loss_detail.npz and tolerance.json if they exist. Needs --snapshot
     datasets  datasets/index.json and datasets/{set}.npz, of the datasets in data/. Needs neither:
-              python tool/parity.py --what datasets --golden DIR --mano DIR --out DIR
+              python tool/parity.py --what datasets --golden DIR --mano DIR --output DIR
     metrics   datasets/metrics.json of the predictions in datasets/{set}_pred.npz, of the datasets in data/. Likewise
 
 Results are written to --out under the recorded files' own names and keys. Prints the worst error of each tensor beside
@@ -27,6 +27,7 @@ import torch
 
 from common.devices import parse_devices
 from common.errors import UserError
+from common.options import Parser
 from tool.published import datasets, forward, loss, metrics
 from tool.published.comparison import Report
 
@@ -58,7 +59,7 @@ def main() -> int:
         flag = "  OUTSIDE" if report.outside else ""
         print(f"{report.name:{width}}  {report.error:11.2e}  {report.relative:8.1e}  {report.tolerance:9.1e}{flag}")
     outside = sum(report.outside for report in reports)
-    print(f"{len(reports)} compared, {outside} outside their tolerance; results in {args.out}")
+    print(f"{len(reports)} compared, {outside} outside their tolerance; results in {args.output}")
     return 1 if outside else 0
 
 
@@ -88,13 +89,13 @@ def choose_parts(args: argparse.Namespace) -> list[str]:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, {"--out": "--output", "--snapshot": "--checkpoint"})
     parser.add_argument("--golden", type=Path, required=True, help="folder of recorded results")
     parser.add_argument("--mano", type=Path, required=True, help="folder of the MANO files used for the recording")
-    parser.add_argument("--snapshot", "--checkpoint", type=Path, help="checkpoint used for the recording")
+    parser.add_argument("--checkpoint", type=Path, help="checkpoint used for the recording")
     parser.add_argument("--inputs", type=Path, help=".npz with `images` (N, 3, H, W)")
     parser.add_argument("--what", help=f"of {','.join(PARTS)} (default: all that DIR has results for)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--gpu", default="cpu", help="a GPU's number, or cpu (default)")
     parser.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off", help="mixed precision (default: off)")
     return parser.parse_args()

@@ -1,7 +1,7 @@
 """Write toy datasets: images of generated hands, in the official layouts of the four datasets.
 
     python tool/make_toy_data.py
-    python tool/make_toy_data.py --out /tmp/data --sets InterHand26M,MSCOCO --train 2000 --test 200 --seed 1
+    python tool/make_toy_data.py --output /tmp/data --sets InterHand26M,MSCOCO --train 2000 --test 200 --seed 1
 
 Writes InterHand26M, MSCOCO, HIC (test only) and ReInterHand into folders of these names under --out (default: data of
 this project), so that everything that reads the real datasets runs without them. The hands are those of the MANO
@@ -40,7 +40,7 @@ def main() -> None:
     args = parse_args()
     names = check_args(args)
     for name in names:  # before any work
-        check_folder(args.out / name)
+        check_folder(args.output / name)
     quiet_opencv()
     torch.set_num_threads(1)  # one hand at a time is too little work to share
     rig = build_rig(read_hand_models(args.mano))
@@ -48,10 +48,10 @@ def main() -> None:
     totals = {"HIC": args.test, "ReInterHand": reinterhand.count_images(args.train, args.test)}
     for name in names:
         total = totals.get(name, args.train + args.test)
-        with tqdm(total=total, desc=name, unit="image") as bar, toy_folder(args.out / name) as root:
+        with tqdm(total=total, desc=name, unit="image") as bar, toy_folder(args.output / name) as root:
             plan = Plan(rig, skin, args.seed, args.train, args.test, args.scale, args.variety, bar.update)
             WRITERS[name](root, plan)
-        print(f"wrote {args.out / name}: toy data of {rig.mano.name}")
+        print(f"wrote {args.output / name}: toy data of {rig.mano.name}")
 
 
 def check_args(args: argparse.Namespace) -> list[str]:
@@ -73,8 +73,8 @@ def check_args(args: argparse.Namespace) -> list[str]:
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "data", help="folder of the datasets (default: data)")
+    parser = Parser(__doc__, {"--out": "--output"})
+    parser.add_argument("--output", type=Path, default=ROOT / "data", help="folder of the datasets (default: data)")
     parser.add_argument("--sets", default=",".join(SETS), help="comma-separated (default: %(default)s)")
     parser.add_argument("--train", type=int, default=200, help="training samples per dataset (default: %(default)s)")
     parser.add_argument("--test", type=int, default=50, help="test samples per dataset (default: %(default)s)")

@@ -1,6 +1,6 @@
 """Write a stand-in for the licensed MANO files, so that everything runs without them. It is NOT MANO.
 
-    python tool/make_standin_hand.py [--out DIR] [--seed N] [--left_shapedirs published|repaired]
+    python tool/make_standin_hand.py [--output DIR] [--seed N] [--left_shapedirs published|repaired]
 
 Writes MANO_RIGHT.pkl and MANO_LEFT.pkl into DIR (default: common/utils/human_model_files/mano of this project). A file
 there that is not a stand-in is never overwritten. `--left_shapedirs published` (the default) gives the left hand's
@@ -64,14 +64,14 @@ Hand = dict[str, np.ndarray | str]
 def main() -> None:
     """The command."""
     args = parse_args()
-    for path in write_standin(args.out, args.seed, args.left_shapedirs):
+    for path in write_standin(args.output, args.seed, args.left_shapedirs):
         print(f"wrote {path}: {MODEL_NAME}")
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(__doc__)
-    parser.add_argument("--out", type=Path, default=MANO_FOLDER, help="folder of the two files")
+    parser = Parser(__doc__, {"--out": "--output"})
+    parser.add_argument("--output", type=Path, default=MANO_FOLDER, help="folder of the two files")
     parser.add_argument("--seed", type=int, default=0, help="varies the proportions slightly (default: 0)")
     parser.add_argument(
         "--left_shapedirs", choices=("published", "repaired"), default="published", help="sign of the left shape modes"
