@@ -88,7 +88,7 @@ class Workspace:
     def make(self) -> None:
         """Raises UserError if the folder exists."""
         if self.out.exists():
-            raise UserError(f"{self.out} exists; name another folder with --out")
+            raise UserError(f"{self.out} exists; name another folder with --output")
         for folder in (self.mano, self.photos, self.out / "broken"):
             make_folder(folder)
         unwanted = shutil.ignore_patterns(".*", "*.pth", "__pycache__", "tests", "output", "annotations", "images")

@@ -67,7 +67,7 @@ def prepare(out: Path) -> None:
     """Toy data and hand models."""
     for name in ("undisturbed", *ALL_WAYS):
         if (out / name).exists():
-            raise UserError(f"{out / name} exists; name another folder with --out")
+            raise UserError(f"{out / name} exists; name another folder with --output")
     make_folder(out / "mano")
     write_standin(out / "mano")
     command = [sys.executable, ROOT / "tool" / "make_toy_data.py", "--out", out / "data", "--mano", out / "mano"]

@@ -68,7 +68,7 @@ def check_folder(folder: Path) -> None:
     if foreign:
         raise UserError(
             f"{folder} holds something else than toy data ({foreign[0]}), so it is left alone; "
-            "choose another folder with --out, or move it away"
+            "choose another folder with --output, or move it away"
         )
 
 
@@ -107,7 +107,7 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
     except BlockingIOError:
         raise UserError(
-            f"another command writes toy data into {folder}; wait for it, or choose another --out"
+            f"another command writes toy data into {folder}; wait for it, or choose another --output"
         ) from None
     finally:
         os.close(descriptor)
