@@ -38,8 +38,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.devices import parse_devices
 from common.distributed import ProcessInfo, from_all, launch, main_first
+from common.drawing.charts import histograms
 from common.drawing.samples import draw_eval_sample
-from common.drawing.sheets import contact_sheet, histograms
+from common.drawing.sheets import contact_sheet
 from common.errors import UserError, run_main
 from common.metrics import PROTOCOLS, Estimate, Evaluator, to_estimate
 from common.options import DATA_HELP, GPU_HELP, MANO_FOLDER, MANO_HELP, ROOT, Parser

@@ -16,7 +16,8 @@ from test_data_targets import recorded  # noqa: F401
 from common import metrics
 from common.checkpoint import read_checkpoint
 from common.distributed import launch
-from common.drawing.sheets import contact_sheet, histograms
+from common.drawing.charts import histograms
+from common.drawing.sheets import contact_sheet
 from common.errors import UserError
 from data.dataset import loader_workers
 from main import test as script
