@@ -2,8 +2,8 @@
 
     python demo.py --gpu 0                             # photos in images, checkpoint snapshot_6.pth, beside this script
     python demo.py --gpu cpu --input a.jpg 'more/*.png'
-    python demo.py --hand auto --min_confidence 0.3    # leave out a hand that is not there
-    python demo.py --focal 1500 --princpt 960 540      # the photos' real camera: places in real metres
+    python demo.py --hand auto --min_confidence 0.3    # leave out a hand that is not in the photo
+    python demo.py --focal 1500 --princpt 960 540      # the photos' real camera: hands in metric camera space
 
 Written for each photo NAME, beside this script or under --output:
 
@@ -14,74 +14,41 @@ Written for each photo NAME, beside this script or under --output:
     renders/NAME_box.jpg, NAME_skeleton.jpg, NAME_mesh.jpg, NAME_side.jpg (the meshes from another side)
     renders/NAME.html                      with --html: the 3D result, to turn in a browser
     results/NAME.json                      everything as data: joints in 3D and 2D, cameras, confidences
-    sheet.jpg                              with --sheet: all photos (at most 40) on one sheet
+    sheet.jpg                              with --sheet: all photos (at most 40) on one contact sheet
 
-A photo should show one person, roughly cropped. A photo that cannot be read is named and passed over; the exit code
-is then 2.
+NAME is the file's name without its suffix. Photos that would share it get their folders' names or their suffix, too.
+
+A photo should show one person, roughly cropped. A photo that cannot be read is skipped and named; the exit code is
+then 2.
 """
 
 import argparse
 import glob
+import os
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from common.errors import UserError, one_line, run_main
+from common.options import GPU_HELP, HAND_MODES, IMAGE_SUFFIXES, MANO_FOLDER, MESH_FORMATS, RENDERERS
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-# torch, OpenCV and trimesh are imported where they are used, so that --help and mistakes are answered at once.
-from common.errors import UserError, one_line, run_main  # noqa: E402
-from common.options import (  # noqa: E402
-    GPU_HELP,
-    HAND_MODES,
-    IMAGE_SUFFIXES,
-    MANO_FOLDER,
-    MESH_FORMATS,
-    RENDERERS,
-    Parser,
-)
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from common.utils.camera import Camera
-    from demo.predictor import HandPredictor, PreparedPhoto
-    from demo.results import ResultWriter
-
-MOST_PIXELS, MOST_PHOTOS = 1e6, 4096  # of a focal length, and in a batch
-THREADS = 4  # read and write beside the network
+HEIC_SUFFIXES = frozenset((".heic", ".heif", ".hif"))  # read with pillow-heif, else each is a photo that failed
+MAX_FOCAL_PIXELS, MAX_BATCH = 1e6, 4096
 
 
 def main() -> None:
     args = parse_args()
     names = name_outputs(find_images(args.input))
+    for file in find_other_files(args.input):
+        print(one_line(f"not a photo, skipped: {file}"), file=sys.stderr)
 
-    from common.devices import parse_devices
-    from common.utils.images import quiet_opencv
-    from demo.predictor import HandPredictor
-    from demo.results import ResultWriter
+    from demo.run import run  # imports torch, which takes seconds: --help and mistakes are answered before
 
-    quiet_opencv()
-    devices = parse_devices(args.gpu)
-    predictor = HandPredictor.load(args.checkpoint, args.mano, devices)
-    print(f"photos: {len(names)}; on {', '.join(map(str, devices))}; hand model: {predictor.hand_model_name}")
-    writer = ResultWriter(
-        args.output, predictor.faces, predictor.hand_model_name, args.mesh_formats, args.html, args.renderer
-    )
-    failed = process(names, predictor, writer, args)
-    done = {file: name for file, name in names.items() if file not in failed}
-    if args.sheet:
-        from common.utils.files import write_image
-        from demo.result_sheet import draw_result_sheet
-
-        write_image(args.output / "sheet.jpg", draw_result_sheet(args.output, done), quality=90)
-    print(f"{len(done)} of {len(names)} photos done; boxes, meshes, params, renders and results are in {args.output}")
-    if failed:
-        raise UserError(f"{len(failed)} of {len(names)} photos could not be done; the reasons stand above")
+    run(args, names)
 
 
 def parse_args() -> argparse.Namespace:
@@ -99,22 +66,22 @@ def parse_args() -> argparse.Namespace:
         "--hand",
         choices=HAND_MODES,
         default="both",
-        help="hands to report; auto leaves out the less sure one where both boxes are on one hand (default: both)",
+        help="hands to report; auto leaves out the less confident one if both boxes are on one hand (default: both)",
     )
     parser.add_argument("--min_confidence", type=fraction, default=0.0, help="leave out hands below this, 0 to 1")
     parser.add_argument(
         "--focal", type=positive, nargs="+", metavar="F", help="the photos' real focal length: f or fx fy, px"
     )
     parser.add_argument(
-        "--princpt", type=finite, nargs=2, metavar=("CX", "CY"), help="real principal point, px (default: the middle)"
+        "--princpt", type=finite, nargs=2, metavar=("CX", "CY"), help="real principal point, px (default: the center)"
     )
-    parser.add_argument("--html", action="store_true", help="write a page with the 3D result, too")
-    parser.add_argument("--sheet", action="store_true", help="put all photos and results on one sheet, too")
+    parser.add_argument("--html", action="store_true", help="also write a page with the 3D result")
+    parser.add_argument("--sheet", action="store_true", help="also put all photos and results on one contact sheet")
     parser.add_argument(
         "--mesh_formats", nargs="+", choices=MESH_FORMATS, default=MESH_FORMATS, help="mesh files (default: all)"
     )
     parser.add_argument("--renderer", choices=RENDERERS, default="auto", help="what draws the meshes (default: auto)")
-    parser.add_argument("--batch_size", type=count, default=16, help="photos the network takes at once (default: 16)")
+    parser.add_argument("--batch_size", type=count, default=16, help="photos per batch of the network (default: 16)")
     args = parser.parse_args()
     if args.focal and len(args.focal) > 2:
         parser.error("--focal takes one number, or two: fx fy")
@@ -134,8 +101,8 @@ def fraction(text: str) -> float:
 def finite(text: str) -> float:
     """A number of pixels."""
     value = float(text)
-    if not abs(value) < MOST_PIXELS:
-        raise argparse.ArgumentTypeError(f"{text} is no number of pixels")
+    if not abs(value) < MAX_FOCAL_PIXELS:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of pixels")
     return value
 
 
@@ -150,22 +117,22 @@ def positive(text: str) -> float:
 def count(text: str) -> int:
     """A whole number from 1."""
     value = int(text)
-    if not 1 <= value <= MOST_PHOTOS:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {MOST_PHOTOS}")
+    if not 1 <= value <= MAX_BATCH:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {MAX_BATCH}")
     return value
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
-    """Files, folders (their images, in order of name) and patterns -> files.
+    """Files, folders (their photos, in order of name) and patterns -> files, each once.
 
     Raises:
-        UserError: one of them gives no image.
+        UserError: one of them gives no photo.
     """
     found: list[Path] = []
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            files = [file for file in _visible_files(path) if _is_photo(file)]
         elif path.is_file():
             files = [path]
         else:
@@ -174,87 +141,51 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
             what = "no images in" if path.is_dir() else "no image at"
             raise UserError(f"{what} {path}: put photos there (jpg, png, ...) or name them with --input")
         found += files
-    return list(dict.fromkeys(found))
+    once: dict[str, Path] = {}
+    for file in found:
+        once.setdefault(os.path.abspath(file), file)
+    return list(once.values())
+
+
+def find_other_files(inputs: Sequence[str]) -> list[Path]:
+    """What stands in folders beside the photos: videos, documents, raw images."""
+    folders = dict.fromkeys(Path(text) for text in inputs if Path(text).is_dir())
+    return [file for folder in folders for file in _visible_files(folder) if not _is_photo(file)]
+
+
+def _visible_files(folder: Path) -> list[Path]:
+    """A folder's files in order of name, without hidden ones such as `.DS_Store` and macOS's `._*`."""
+    return sorted(file for file in folder.iterdir() if not file.name.startswith(".") and not file.is_dir())
+
+
+def _is_photo(file: Path) -> bool:
+    return file.suffix.lower() in IMAGE_SUFFIXES | HEIC_SUFFIXES
 
 
 def name_outputs(files: list[Path]) -> dict[Path, str]:
-    """File -> the NAME of its results: its own without the ending, or with it where two would share one.
+    """File -> the NAME of its results, no two alike.
 
-    Raises:
-        UserError: two files would share a name all the same.
+    The file's name without its suffix; where two would share it, with the names of its folders below the common folder
+    of all files; where two still would, with the suffix as well; else numbered.
     """
-    stems = Counter(file.stem for file in files)
-    names = {file: file.stem if stems[file.stem] == 1 else file.name.replace(".", "_") for file in files}
-    for name, uses in Counter(names.values()).items():
-        if uses > 1:
-            same = [str(file) for file in files if names[file] == name]
-            raise UserError(
-                f"{' and '.join(same)} would write the same results; run them apart, each with its --output"
-            )
-    return names
-
-
-def process(
-    names: dict[Path, str], predictor: "HandPredictor", writer: "ResultWriter", args: argparse.Namespace
-) -> set[Path]:
-    """Run all photos, reading and writing beside the network. Returns those that failed; each is named on the way."""
-    from tqdm import tqdm
-
-    from common.utils.images import load_image
-
-    def read(file: Path) -> tuple["np.ndarray", "PreparedPhoto"]:
-        image = load_image(file)
-        return image, predictor.prepare(image, intrinsics=real_camera(args.focal, args.princpt, image.shape[:2]))
-
-    failed: set[Path] = set()
-    progress = tqdm(total=len(names), unit="photo", dynamic_ncols=True)
-
-    def finish(file: Path, future: Future) -> Any:
-        """What a thread made of a photo, or None if it failed there."""
-        try:
-            return future.result()
-        except UserError as error:
-            failed.add(file)
-            progress.update()
-            progress.write(one_line(f"{file.name}: {error}"), file=sys.stderr)
-        return None
-
-    writing: deque[tuple[Path, Future]] = deque()
-
-    def finish_writing(down_to: int) -> None:
-        while len(writing) > down_to:
-            file, future = writing.popleft()
-            finish(file, future)
-            if file not in failed:
-                progress.update()
-
-    with progress, ThreadPoolExecutor(THREADS) as pool:
-        reading = ((file, pool.submit(read, file)) for file in names)
-        ahead = deque(islice(reading, 2 * args.batch_size))
-        while ahead:
-            batch = [ahead.popleft() for _ in range(min(args.batch_size, len(ahead)))]
-            ahead.extend(islice(reading, len(batch)))
-            photos = [(file, photo) for file, future in batch if (photo := finish(file, future)) is not None]
-            if not photos:
-                continue
-            results = predictor.predict([prepared for _, (_, prepared) in photos], args.hand, args.min_confidence)
-            for (file, (image, _)), result in zip(photos, results, strict=True):
-                writing.append((file, pool.submit(writer.write, names[file], image, result)))
-            finish_writing(down_to=2 * args.batch_size)  # photos in memory stay bounded
-        finish_writing(down_to=0)
-    return failed
-
-
-def real_camera(focal: list[float] | None, princpt: list[float] | None, image_size: tuple[int, int]) -> "Camera | None":
-    """The pinhole camera the user gave, for a photo of (h, w); the principal point is the middle if none was given."""
-    import numpy as np
-
-    from common.utils.camera import Camera
-
-    if focal is None:
-        return None
-    middle = ((image_size[1] - 1) / 2, (image_size[0] - 1) / 2)
-    return Camera(np.array([focal[0], focal[-1]]), np.array(princpt or middle), orthographic=False)
+    parents = [os.path.dirname(os.path.abspath(file)) for file in files]
+    common = os.path.commonpath(parents) if parents and len({Path(parent).drive for parent in parents}) == 1 else ""
+    folders = [[part for part in os.path.relpath(parent, common or None).split(os.sep) if part.strip(".")]
+               for parent in parents]  # fmt: skip
+    names = [file.stem for file in files]
+    for whole_name in (lambda file: file.stem, lambda file: file.name.replace(".", "_")):
+        uses = Counter(names)
+        names = [
+            name if uses[name] == 1 else "_".join([*above, whole_name(file)])
+            for name, above, file in zip(names, folders, files, strict=True)
+        ]
+    taken: set[str] = set()
+    for index, name in enumerate(names):
+        number = 2
+        while names[index] in taken:
+            names[index], number = f"{name}_{number}", number + 1
+        taken.add(names[index])
+    return dict(zip(files, names, strict=True))
 
 
 if __name__ == "__main__":

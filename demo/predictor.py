@@ -34,6 +34,8 @@ from main.model import InterWild
 # With `hand="auto"`, two boxes that overlap by more than this are considered one hand detected twice.
 SAME_HAND_IOU = 0.8
 
+Arrays = Any  # a named tuple of tensors, such as `Prediction`, with NumPy arrays in their place
+
 
 @dataclass(frozen=True)
 class Hand:
@@ -222,8 +224,8 @@ class HandPredictor:
     def _assemble(
         self,
         photo: PreparedPhoto,
-        prediction: Any,
-        result: Any,
+        prediction: Arrays,
+        result: Arrays,
         hand: str,
         min_confidence: float,
     ) -> PhotoHands:
@@ -281,7 +283,7 @@ class HandPredictor:
         )
 
     def _place_virtual(
-        self, photo: PreparedPhoto, prediction: Any, result: Any, kept: list[int], pair: bool
+        self, photo: PreparedPhoto, prediction: Arrays, result: Arrays, kept: list[int], pair: bool
     ) -> dict[int, tuple[np.ndarray, Camera]]:
         """Hand -> its wrist (3,) m and its virtual camera in `image`, as published: a pair starts from the right hand's
         wrist and shares one camera; otherwise each hand has its own wrist and camera."""
@@ -305,10 +307,10 @@ class HandPredictor:
 
 
 def _place_metric(
-    prediction: Any, joints_proj_image: np.ndarray, kept: list[int], pair: bool, intrinsics: Camera
+    prediction: Arrays, joints_proj_image: np.ndarray, kept: list[int], pair: bool, intrinsics: Camera
 ) -> dict[int, tuple[np.ndarray, Camera]] | None:
     """Hand -> its wrist (3,) m in the real camera's space; None if a hand cannot be placed in front of the camera."""
-    offsets = {RIGHT: np.zeros(3), LEFT: prediction.rel_transl}
+    offsets: dict[int, np.ndarray] = {RIGHT: np.zeros(3), LEFT: prediction.rel_transl}
     groups = [kept] if pair else [[index] for index in kept]
     placed: dict[int, tuple[np.ndarray, Camera]] = {}
     for group in groups:
@@ -338,14 +340,14 @@ def _choose(hand: str, min_confidence: float, confidences: np.ndarray, box_iou: 
     return dropped
 
 
-def _to_numpy(values: Any) -> Any:
+def _to_numpy(values: Any) -> Arrays:
     """A (nested) named tuple of tensors -> the same of arrays."""
     if isinstance(values, torch.Tensor):
         return values.cpu().numpy()
     return type(values)(*map(_to_numpy, values))
 
 
-def _pick(values: Any, index: int) -> Any:
+def _pick(values: Arrays, index: int) -> Arrays:
     """A (nested) named tuple of batched arrays -> that of one sample."""
     if isinstance(values, np.ndarray):
         return values[index]

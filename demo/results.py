@@ -1,10 +1,10 @@
-"""What the demo writes of a photo: pictures, meshes, parameters, and everything as data.
+"""What the demo writes for a photo: images, meshes, parameters, and everything as data.
 
-Frames and units, the same in every file: pixels of the photo, centres at integers, x right, y down; metres in the
-camera's axes, x right, y down, z away; rotations as axis-angle in radians. GLB alone is turned to y up, as viewers
-expect it.
+Frames and units are the same in every file: pixels of the photo, centers at integers, x right, y down; metres in the
+camera's axes, x right, y down, z away; rotations as axis-angle in radians. Only GLB has y up, as viewers expect.
 """
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -25,6 +25,7 @@ from common.utils.joints import JOINTS
 from demo.predictor import Hand, PhotoHands
 from demo.side_view import draw_side_view
 
+MAX_NAME = 255  # characters of a file name, where the system does not tell
 FOLDERS = ("boxes", "meshes", "params", "renders", "results")
 UNITS = {
     "image": "pixels of the photo, centres at integers, x right, y down",
@@ -36,14 +37,14 @@ DEPTH_VIRTUAL = "virtual: the camera is unknown, only differences in depth withi
 
 
 class ResultWriter:
-    """Writes the results of photos under one folder. Threads may share it.
+    """Writes the results of photos to one folder. Threads may share it.
 
     Args:
         folder: where the folders of `FOLDERS` go.
         faces: (2, F, 3) of the right and the left hand.
-        hand_model: what the hand model calls itself; stands in every file that depends on it.
+        hand_model: the hand model's name, which stands in every file that depends on it.
         mesh_formats: of obj, ply, glb.
-        html: write an interactive page too.
+        html: also write an interactive page.
         renderer: see `common.drawing.render.render_hands`.
 
     Raises:
@@ -61,7 +62,7 @@ class ResultWriter:
     ) -> None:
         self.folder, self.faces, self.hand_model = folder, faces, hand_model
         self.mesh_formats, self.html, self.renderer = tuple(mesh_formats), html, renderer
-        # Found out now, not after the network has run: a renderer that is not there, a folder that is not ours.
+        # A missing renderer or a read-only folder is found now, not after the network has run.
         render_hands(np.zeros((1, 1, 3), np.uint8), [], renderer)
         for name in FOLDERS:
             make_folder(folder / name)
@@ -69,21 +70,40 @@ class ResultWriter:
             atomic_write(probe, b"")
             probe.unlink(missing_ok=True)
 
-    def write(self, name: str, image: np.ndarray, photo: PhotoHands) -> None:
-        """Write all files of one photo.
+    def begin(self, name: str) -> None:
+        """Remove `results/NAME.json` of an earlier run: where it exists, a photo's other files are of the same run.
+
+        Raises:
+            UserError: the results' names would be too long.
+            OSError: the old file cannot be removed.
+        """
+        longest = len(os.fsencode(f"{name}_skeleton.jpg"))
+        limit = os.pathconf(self.folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else MAX_NAME
+        if longest > limit:
+            raise UserError(f"its results' file names would have {longest} bytes, of at most {limit}; "
+                            "choose a shorter name")  # fmt: skip
+        self._path("results", name, ".json").unlink(missing_ok=True)
+
+    def write(self, name: str, image: np.ndarray, photo: PhotoHands | Exception) -> None:
+        """Write all files of one photo. Nothing is written if its results are not finite or cannot be drawn.
 
         Args:
             name: the files' name.
             image: (H, W, 3) uint8 RGB.
+            photo: an exception is raised here.
 
         Raises:
             UserError: a file cannot be written, or the network's output is not finite.
         """
+        if isinstance(photo, Exception):
+            raise photo
         content = photo_to_dict(name, photo, self.hand_model)
         meshes = [HandMesh(hand.vertices_cam, self._faces(hand), SIDES.index(hand.side), hand.camera)
                   for hand in photo.hands]  # fmt: skip
+        images = self._draw(image, photo, meshes)
         self._remove_dropped(name, photo)
-        self._write_pictures(name, image, photo, meshes)
+        for kind, drawn in images.items():
+            write_image(self._path("renders", name, f"_{kind}.jpg"), drawn)
         for hand in photo.hands:
             self._write_hand(name, hand, photo)
         scene = meshes if photo.pair or photo.metric else merge_into_shared_camera(meshes)
@@ -105,7 +125,7 @@ class ResultWriter:
         return self.faces[SIDES.index(hand.side)]
 
     def _remove_dropped(self, name: str, photo: PhotoHands) -> None:
-        """A hand left out now must not seem to be there because an earlier run wrote it."""
+        """Remove an earlier run's files of a hand that is left out now."""
         for side in photo.dropped:
             stale = [self._path("params", name, f"_{side}.json")]
             stale += [self._path("meshes", name, f"_{side}.{suffix}") for suffix in ("obj", "ply")]
@@ -115,26 +135,25 @@ class ResultWriter:
                 with suppress(OSError):
                     path.unlink(missing_ok=True)
 
-    def _write_pictures(self, name: str, image: np.ndarray, photo: PhotoHands, meshes: list[HandMesh]) -> None:
+    def _draw(self, image: np.ndarray, photo: PhotoHands, meshes: list[HandMesh]) -> dict[str, np.ndarray]:
+        """Kind -> (H, W, 3) uint8 RGB."""
         shown = np.array([side not in photo.dropped for side in SIDES])
         joints = np.zeros((2, len(JOINTS), 2))
         for hand in photo.hands:
             joints[SIDES.index(hand.side)] = hand.joints_image
-        pictures = {
+        return {
             "box": draw_boxes(image, photo.boxes_image, photo.confidences, shown),
             "skeleton": draw_skeletons(image, joints, shown),
             "mesh": render_hands(image, meshes, self.renderer),
             "side": draw_side_view(photo.image_size, meshes, photo.pair, self.renderer),
         }
-        for kind, picture in pictures.items():
-            write_image(self._path("renders", name, f"_{kind}.jpg"), picture)
 
     def _write_hand(self, name: str, hand: Hand, photo: PhotoHands) -> None:
         stem, faces = f"_{hand.side}", self._faces(hand)
         if "obj" in self.mesh_formats:
             write_obj(self._path("meshes", name, f"{stem}.obj"), hand.vertices_cam, faces)
         if "ply" in self.mesh_formats:
-            colour = HAND_RGB[SIDES.index(hand.side)]
+            colour = np.array(HAND_RGB[SIDES.index(hand.side)])
             write_ply(self._path("meshes", name, f"{stem}.ply"), hand.vertices_cam, faces, colour)
         params = {
             # The published names come first.
@@ -148,10 +167,10 @@ class ResultWriter:
 
 
 def merge_into_shared_camera(hands: Sequence[HandMesh]) -> list[HandMesh]:
-    """Hands with virtual cameras of their own, moved to where the photo shows them, seen by the first one's camera.
+    """Move hands with a virtual camera each to where the photo shows them, in the first one's camera.
 
-    Their sizes stay. How far they are apart, in units of the first one, is a guess, and in depth means nothing; but
-    they do not stand in one another, as they would as they are.
+    Their sizes stay. Their distance, in units of the first one, is a guess, and their depths mean nothing; but the
+    hands do not intersect, as they would without it.
     """
     moved = list(hands[:1])
     for hand in hands[1:]:
@@ -163,7 +182,7 @@ def merge_into_shared_camera(hands: Sequence[HandMesh]) -> list[HandMesh]:
 
 
 def camera_to_dict(camera: Camera) -> dict[str, Any]:
-    """A camera as data, with the formula it stands for."""
+    """A camera as data, with its projection formula."""
     kind, unit, formula = ("pinhole", "px", "x = focal_x * X / Z + princpt_x, y likewise")
     if camera.orthographic:
         kind, unit, formula = ("orthographic", "px per metre", "x = focal_x * X + princpt_x, y likewise")

@@ -1,4 +1,4 @@
-"""The meshes from another side: what a photo cannot show, and where a wrong depth is seen at once."""
+"""The meshes from another side, where a wrong depth is seen at once."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,18 +8,18 @@ import numpy as np
 from common.drawing.raster import HandMesh
 from common.drawing.render import render_hands
 
-ANGLE = 70.0  # degrees: nearly from the side, and still to be seen which hand is which
+ANGLE = 70.0  # degrees: nearly from the side, with both hands still told apart
 PAPER = (252, 226)  # grey at the top and at the bottom
 
 
 def draw_side_view(
     image_size: tuple[int, int], hands: Sequence[HandMesh], together: bool, renderer: str = "auto"
 ) -> np.ndarray:
-    """Draw hands turned about the vertical through their middle, at the place where they are in the photo.
+    """Draw hands turned about the vertical axis through their center, where they are in the photo.
 
     Args:
         image_size: (h, w) px, of the photo.
-        together: the hands stand in one space and turn about their common middle; else each about its own.
+        together: the hands share a space and turn about their common center; otherwise each about its own.
         renderer: see `render_hands`.
 
     Returns:
@@ -32,8 +32,8 @@ def draw_side_view(
 
 
 def turn(hands: Sequence[HandMesh], degrees: float) -> list[HandMesh]:
-    """Hands turned about the vertical through their common middle, from the right-hand end towards the viewer."""
-    middle = np.concatenate([hand.vertices_cam for hand in hands]).mean(0)
+    """Turn hands about the vertical axis through their common center, their right end towards the viewer."""
+    center = np.concatenate([hand.vertices_cam for hand in hands]).mean(0)
     angle = np.deg2rad(degrees)
     rotation = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
-    return [replace(hand, vertices_cam=(hand.vertices_cam - middle) @ rotation.T + middle) for hand in hands]
+    return [replace(hand, vertices_cam=(hand.vertices_cam - center) @ rotation.T + center) for hand in hands]

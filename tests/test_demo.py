@@ -1,4 +1,4 @@
-"""The demo as its user meets it: files, pictures, options, and what goes wrong."""
+"""The demo as its user meets it: files, images, options, and what goes wrong."""
 
 import importlib.util
 import json
@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import types
 from pathlib import Path
 
 import cv2
@@ -13,10 +15,17 @@ import numpy as np
 import pytest
 import torch
 from inputs import smooth_image_uint8
+from PIL import Image
 
+from common.drawing.raster import HandMesh, rasterize
 from common.errors import UserError
+from common.utils import images
 from common.utils.camera import Camera, project
-from demo import demo
+from common.utils.images import load_image
+from demo import demo, predictor, results
+from demo import run as module
+from demo.predictor import HandPredictor
+from demo.results import merge_into_shared_camera
 from tool.toy.standin_hand import write_standin
 
 SCRIPT = Path(demo.__file__)
@@ -98,8 +107,6 @@ def test_all_files(run, capsys):
 
 def test_meshes_and_cameras_give_the_overlay(run):
     """From the written files alone: project(vertices) has the extent of the rendered silhouette to half a pixel."""
-    from common.drawing.raster import HandMesh, rasterize
-
     out = run()
     content = json.loads((out / "results" / "a.json").read_text())
     height, width = content["image_size"]["height"], content["image_size"]["width"]
@@ -183,11 +190,160 @@ def test_patterns_files_and_same_names(run, photos):
     files = demo.find_images([str(photos / "a.*"), str(photos), str(photos / "a.jpg")])
     assert [file.name for file in files] == ["a.jpeg", "a.jpg", "b c.png", "ü.webp"]
     assert list(demo.name_outputs(files).values()) == ["a_jpeg", "a_jpg", "b c", "ü"]
-    other = photos / "sub"
-    other.mkdir()
-    shutil.copy(photos / "a.jpg", other)
-    with pytest.raises(UserError, match="would write the same results"):
-        demo.name_outputs([photos / "a.jpg", other / "a.jpg"])
+    assert demo.find_other_files([str(photos)]) == [photos / "notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ("cam0/image1.jpg cam1/image1.jpg", "cam0_image1 cam1_image1"),
+        ("a.jpg sub/a.jpg", "a sub_a"),
+        ("x/cam0/a.jpg x/cam1/a.jpg x/cam1/a.png", "cam0_a cam1_a_jpg cam1_a_png"),
+        ("x/y.jpg x/z/y.jpg x/z/y_jpg.png x/z/y.png", "y z_y_jpg y_jpg z_y_png"),
+        ("a_b/c.jpg a/b_c.jpg a_b_c.jpg a/c.jpg a/b/c.jpg", "a_b_c_jpg b_c a_b_c_jpg_2 a_c a_b_c_jpg_3"),
+        ("a.jpg a_jpg.png a.png", "a_jpg a_jpg_2 a_png"),
+    ],
+)
+def test_no_two_photos_write_the_same_files(files, expected):
+    assert list(demo.name_outputs([Path(file) for file in files.split()]).values()) == expected.split()
+
+
+def failing_run(run, capsys, match: str, *options: str) -> list[str]:
+    """Run, expecting this error -> the lines on stderr."""
+    with pytest.raises(UserError, match=match):
+        run(*options)
+    return capsys.readouterr().err.replace("\r", "\n").splitlines()
+
+
+def test_a_name_too_long_for_its_results(run, photos, tmp_path, capsys):
+    """A legal file name whose results' names would not be legal: its failure alone, said before anything is written."""
+    (photos / ("x" * 245 + ".jpg")).write_bytes((photos / "a.jpg").read_bytes())
+    errors = failing_run(run, capsys, "1 of 4 photos", "--sheet", "--batch_size", "2")
+    assert sum("choose a shorter name" in line for line in errors) == 1
+    assert names(tmp_path / "out") == expected("a") | expected("b c") | expected("ü") | {"sheet.jpg"}
+
+
+def test_files_that_cannot_be_read_are_named(run, photos, capsys, monkeypatch):
+    """HEIC without its reader is a failed photo; a video is named; the twins that macOS writes are ignored."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    heic = bytes([0, 0, 0, 24]) + b"ftypheic" + bytes(4) + b"mif1heic" + bytes(5000)
+    for name in ("i1.HEIC", "i2.heic"):
+        (photos / name).write_bytes(heic)
+    for name in ("._a.jpg", "clip.mov"):
+        (photos / name).write_bytes(b"x")
+    errors = failing_run(run, capsys, "2 of 5 photos")
+    assert sum("pip install pillow-heif" in line for line in errors) == 2
+    assert sum("clip.mov" in line for line in errors) == 1 and not any("._a" in line for line in errors)
+
+
+def test_heic_is_read_where_its_reader_is(photos, monkeypatch):
+    image = smooth_image_uint8(5, 30, 40)
+    module = types.ModuleType("pillow_heif")
+    module.open_heif = lambda data: types.SimpleNamespace(size=(40, 30), to_pillow=lambda: Image.fromarray(image))
+    monkeypatch.setitem(sys.modules, "pillow_heif", module)
+    (photos / "i.heic").write_bytes(bytes([0, 0, 0, 24]) + b"ftypheic" + bytes(40))
+    assert np.array_equal(load_image(photos / "i.heic"), image)
+
+
+def test_transparency_is_ignored_and_said_once(run, photos, capsys):
+    """The colour under it is what the network sees, as published. An alpha channel that hides nothing is no reason."""
+    hidden = np.full((60, 60, 4), (255, 0, 255, 0), np.uint8)
+    for name, alpha in (("t1.png", 0), ("t2.png", 0), ("opaque.png", 255)):
+        hidden[..., 3] = alpha
+        (photos / name).write_bytes(cv2.imencode(".png", hidden)[1].tobytes())
+    assert (load_image(photos / "t1.png") == [255, 0, 255]).all()
+    run()
+    assert capsys.readouterr().err.count("transparent pixels") in (1, 2)  # two threads may find one each
+    (photos / "t1.png").unlink()
+    (photos / "t2.png").unlink()
+    run()
+    assert "transparent" not in capsys.readouterr().err
+
+
+def test_an_exception_of_one_photo_is_its_failure_alone(run, monkeypatch, tmp_path, capsys):
+    """Whichever it is, and wherever: in the network's results, in drawing. No results file of an earlier run stays."""
+    run()
+    assemble, boxes = HandPredictor._assemble, results.draw_boxes
+
+    def fail_for_wide(self, photo, *more):
+        return assemble(self, photo, *more) if photo.image_size != (90, 160) else 1 / 0
+
+    def fail_for_square(image, *more):
+        if image.shape[:2] == (64, 64):
+            raise ValueError("cannot be drawn")
+        return boxes(image, *more)
+
+    monkeypatch.setattr(HandPredictor, "_assemble", fail_for_wide)
+    monkeypatch.setattr(results, "draw_boxes", fail_for_square)
+    errors = failing_run(run, capsys, "2 of 3 photos", "--sheet")
+    assert any("b c.png: ZeroDivisionError" in line for line in errors)
+    assert any("ü.webp: ValueError: cannot be drawn" in line for line in errors)
+    assert {file.name for file in (tmp_path / "out" / "results").iterdir()} == {"a.json"}
+
+
+def test_results_that_are_not_finite(run, monkeypatch, tmp_path, capsys):
+    to_crop = predictor.to_crop
+
+    def spoil_second(prediction, frames):
+        result = to_crop(prediction, frames)
+        result.boxes_body[1] = torch.nan
+        return result
+
+    monkeypatch.setattr(predictor, "to_crop", spoil_second)
+    errors = failing_run(run, capsys, "1 of 3 photos")
+    assert sum("not finite" in line for line in errors) == 1
+    assert names(tmp_path / "out") == expected("a") | expected("ü")
+
+
+def test_names_that_are_not_text(run, photos, tmp_path):
+    """File names are bytes; one that is not UTF-8 gets all its results, and escapes on the contact sheet."""
+    name = os.fsdecode(b"\xff\xfe photo.jpg")
+    try:
+        (photos / name).write_bytes((photos / "a.jpg").read_bytes())
+    except OSError:
+        pytest.skip("this file system does not take such names")
+    out = run("--sheet", "--html")
+    assert {f"results/{Path(name).stem}.json", f"renders/{Path(name).stem}.html", "sheet.jpg"} <= names(out)
+
+
+def test_photos_in_memory_stay_bounded(run, photos, monkeypatch):
+    """Reading goes ahead by bytes, not by number; a photo above the limit is still processed, alone."""
+    for number in range(6):
+        shutil.copy(photos / "a.jpg", photos / f"n{number}.jpg")
+    held, most, lock = 0, 0, threading.Lock()
+    load, write = module.load_image, results.ResultWriter.write
+
+    def count_load(file):
+        nonlocal held, most
+        image = load(file)
+        with lock:
+            held += image.nbytes
+            most = max(most, held)
+        return image
+
+    def count_write(self, name, image, photo):
+        nonlocal held
+        write(self, name, image, photo)
+        with lock:
+            held -= image.nbytes
+
+    monkeypatch.setattr(module, "load_image", count_load)
+    monkeypatch.setattr(results.ResultWriter, "write", count_write)
+    for limit, expected_most in ((100_000, 100_000), (10, 200 * 150 * 3)):
+        monkeypatch.setattr(module, "HELD_BYTES", limit)
+        held = most = 0
+        assert len(names(run("--batch_size", "4", "--mesh_formats", "obj") / "results")) == 9
+        assert 0 < most <= expected_most
+
+
+def test_a_photo_of_too_many_pixels_is_refused_by_its_header(tmp_path, monkeypatch):
+    """By `load_image` itself, for programs that use the predictor: OpenCV would decode it."""
+    (tmp_path / "a.png").write_bytes(cv2.imencode(".png", smooth_image_uint8(1, 40, 50))[1].tobytes())
+    monkeypatch.setattr(images, "MAX_PIXELS", 2000)
+    assert load_image(tmp_path / "a.png").shape == (40, 50, 3)
+    monkeypatch.setattr(images, "MAX_PIXELS", 1999)
+    with pytest.raises(UserError, match="too many pixels"):
+        load_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(
@@ -271,10 +427,6 @@ def test_a_folder_of_somebody_else(run, tmp_path):
 
 def test_hands_that_are_no_pair_stand_apart_in_the_scene():
     """Each has a virtual camera of its own, in whose space it is near the origin; the page and the GLB show both."""
-    from common.drawing.raster import HandMesh
-    from common.utils.camera import project
-    from demo.results import merge_into_shared_camera
-
     rng = np.random.default_rng(0)
     hands = [
         HandMesh(

@@ -24,6 +24,7 @@ from common.errors import UserError, one_line
 from common.nets.mano_files import read_hand_models, read_pickle
 from common.utils.images import load_image
 from demo import demo
+from demo.run import real_camera
 from main import test as test_script
 from main import train
 from main.config import Config, config_to_dict
@@ -344,7 +345,7 @@ def demo_arguments() -> None:
     args = demo.parse_args()
     parse_devices(args.gpu)
     demo.name_outputs(demo.find_images(args.input))
-    demo.real_camera(args.focal, args.princpt, (10, 20))
+    real_camera(args.focal, args.princpt, (10, 20))
 
 
 def toy_arguments() -> None:

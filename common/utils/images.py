@@ -1,11 +1,17 @@
 """Images: from file to RGB array, from array to crop."""
 
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
+from PIL import Image
 
-from common.errors import UserError
+from common.errors import MAX_PIXELS, UserError
+
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 def quiet_opencv() -> None:
@@ -14,10 +20,13 @@ def quiet_opencv() -> None:
 
 
 def load_image(path: Path) -> np.ndarray:
-    """Read an image as (H, W, 3) uint8 RGB. EXIF orientation is ignored, as in the published system.
+    """Read an image as (H, W, 3) uint8 RGB.
+
+    As in the published system, EXIF orientation is ignored, and so is transparency: what is under it is returned.
+    HEIC needs the package pillow-heif, and is turned as it is to be shown.
 
     Raises:
-        UserError: the file cannot be read, is not an image, is truncated, or is larger than OpenCV allows.
+        UserError: the file cannot be read, is not an image, is truncated, or has more than `MAX_PIXELS`.
     """
     try:
         if path.is_fifo() or path.is_char_device():  # reading might never end
@@ -29,15 +38,69 @@ def load_image(path: Path) -> np.ndarray:
         raise UserError(f"cannot read {path}: {error}") from None
     if not data:
         raise UserError(f"cannot read {path}: the file is empty")
+    size = _header_size(BytesIO(data))
+    if size and size[0] * size[1] > MAX_PIXELS:
+        raise UserError(f"cannot read {path}: it has too many pixels; make it smaller")
     try:
         # Not imread, which returns the top of a truncated JPEG as if it were complete.
         image_bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         reason = "it has too many pixels; make it smaller" if "CV_IO_MAX" in error.err else error.err
         raise UserError(f"cannot read {path}: {reason or 'OpenCV refuses it'}") from None
+    if image_bgr is None and data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
+        return _decode_heic(path, data)
     if image_bgr is None:
         raise UserError(f"cannot read {path}: it is not an image, or it is damaged or cut short")
     return cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB)
+
+
+def _decode_heic(path: Path, data: bytes) -> np.ndarray:
+    try:
+        import pillow_heif  # an optional package
+    except ImportError:
+        raise UserError(f"cannot read {path}: for HEIC, pip install pillow-heif, or convert it to JPEG") from None
+    try:
+        file = pillow_heif.open_heif(data)
+        if file.size[0] * file.size[1] > MAX_PIXELS:
+            raise ValueError("it has too many pixels; make it smaller")
+        return np.array(file.to_pillow().convert("RGB"))
+    except Exception as error:  # its kinds are not documented
+        raise UserError(f"cannot read {path}: {error}; it may be damaged, convert it to JPEG") from error
+
+
+def image_size(path: Path) -> tuple[int, int] | None:
+    """(h, w) by the file's header; None where it tells nothing."""
+    with suppress(OSError, ValueError), open(path, "rb") as file:
+        return _header_size(file)
+    return None
+
+
+def has_alpha(path: Path) -> bool:
+    """Whether an image has pixels that are not opaque."""
+    with suppress(OSError, ValueError), open(path, "rb") as file:
+        header = _open_header(file)
+        if header is None or not header.has_transparency_data:
+            return False
+        with suppress(Exception):  # Pillow's decoders raise almost anything; `load_image` is the judge of damage
+            return header.convert("RGBA").getextrema()[3][0] < 255
+    return False
+
+
+def _header_size(file: BinaryIO) -> tuple[int, int] | None:
+    header = _open_header(file)
+    return None if header is None else (header.height, header.width)
+
+
+def _open_header(file: BinaryIO) -> Any:
+    """Pillow's image, not decoded, or None. Not by `Image.open`: its limit of pixels is lower, and global."""
+    Image.init()
+    start = file.read(16)
+    for factory, accept in list(Image.OPEN.values()):
+        with suppress(Exception):  # damaged headers raise almost anything
+            if accept is not None and accept(start) is True:
+                file.seek(0)
+                return factory(file, "")
+    return None
 
 
 def warp_image(image: np.ndarray, image_to_crop: np.ndarray, crop_size: tuple[int, int]) -> np.ndarray:

@@ -1,0 +1,158 @@
+"""The demo's work: all photos through the network, reading and writing beside it. `demo.py` is its command line."""
+
+import argparse
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from common.devices import parse_devices
+from common.errors import UserError, is_out_of_memory, one_line
+from common.utils.camera import Camera
+from common.utils.files import write_image
+from common.utils.images import has_alpha, image_size, load_image, quiet_opencv
+from demo.predictor import HandPredictor, PhotoHands, PreparedPhoto
+from demo.result_sheet import draw_result_sheet
+from demo.results import ResultWriter
+
+THREADS = 4  # that read and write beside the network
+HELD_BYTES = 512 << 20  # of decoded photos that are read ahead, or not yet written
+ALPHA_WARNING = (
+    "warning: {file} has transparent pixels; the network sees the colour stored under them, as in the published"
+    " system, which may differ from what viewers show (this is said once per run)"
+)
+
+
+class Photo(NamedTuple):
+    """A photo on its way: what a thread makes of it, and how much memory it takes meanwhile."""
+
+    file: Path
+    bytes: int
+    future: Future
+
+
+def run(args: argparse.Namespace, names: Mapping[Path, str]) -> None:
+    """Process photos and write their results.
+
+    Args:
+        args: from `demo.parse_args`.
+        names: file -> NAME of its results.
+
+    Raises:
+        UserError: a photo failed; the others are done.
+    """
+    quiet_opencv()
+    devices = parse_devices(args.gpu)
+    predictor = HandPredictor.load(args.checkpoint, args.mano, devices)
+    print(f"photos: {len(names)}; on {', '.join(map(str, devices))}; hand model: {predictor.hand_model_name}")
+    writer = ResultWriter(
+        args.output, predictor.faces, predictor.hand_model_name, args.mesh_formats, args.html, args.renderer
+    )
+    failed = process(names, predictor, writer, args)
+    done = {file: name for file, name in names.items() if file not in failed}
+    if args.sheet:
+        write_image(args.output / "sheet.jpg", draw_result_sheet(args.output, done), quality=90)
+    print(f"{len(done)} of {len(names)} photos done; boxes, meshes, params, renders and results are in {args.output}")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(names)} photos could not be done; see the errors above")
+
+
+def process(
+    names: Mapping[Path, str], predictor: HandPredictor, writer: ResultWriter, args: argparse.Namespace
+) -> set[Path]:
+    """Run all photos. Returns those that failed; each is named with its reason."""
+    failed: set[Path] = set()
+    transparent: list[Path] = []
+    waiting = deque(names)
+    reading: deque[Photo] = deque()
+    writing: deque[Photo] = deque()
+    progress = tqdm(total=len(names), unit="photo", dynamic_ncols=True)
+
+    def read(file: Path) -> tuple[np.ndarray, PreparedPhoto]:
+        writer.begin(names[file])
+        image = load_image(file)
+        if not transparent and has_alpha(file):
+            transparent.append(file)
+            progress.write(one_line(ALPHA_WARNING.format(file=file.name)), file=sys.stderr)
+        return image, predictor.prepare(image, intrinsics=real_camera(args.focal, args.princpt, image.shape[:2]))
+
+    def attempt(file: Path, work: Callable[[], Any]) -> Any:
+        """What `work` makes of a photo, or None: whatever goes wrong with one photo must not end the others."""
+        try:
+            return work()
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            failed.add(file)
+            progress.update()
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            progress.write(one_line(f"{file.name}: {reason}"), file=sys.stderr)
+        return None
+
+    def read_ahead() -> None:
+        held = sum(photo.bytes for photo in (*reading, *writing))
+        while waiting and len(reading) < 2 * args.batch_size:
+            size = decoded_bytes(waiting[0])
+            if held and held + size > HELD_BYTES:
+                break
+            held += size
+            file = waiting.popleft()
+            reading.append(Photo(file, size, pool.submit(read, file)))
+
+    def finish_writing(allowed: int) -> None:
+        while writing and sum(photo.bytes for photo in writing) > allowed:
+            photo = writing.popleft()
+            attempt(photo.file, photo.future.result)
+            if photo.file not in failed:
+                progress.update()
+
+    with progress, ThreadPoolExecutor(THREADS) as pool:
+        read_ahead()
+        while reading:
+            batch = [reading.popleft() for _ in range(min(args.batch_size, len(reading)))]
+            loaded = [(photo, result) for photo in batch if (result := attempt(photo.file, photo.future.result))]
+            prepared = [prepared for _, (_, prepared) in loaded]
+            predictions = predict_each(predictor, prepared, args.hand, args.min_confidence) if loaded else []
+            for (photo, (image, _)), prediction in zip(loaded, predictions, strict=True):
+                future = pool.submit(writer.write, names[photo.file], image, prediction)
+                writing.append(photo._replace(future=future))
+            del batch, loaded  # the photos themselves
+            finish_writing(HELD_BYTES // 2)
+            read_ahead()
+            if not reading:  # none left, or no room before the others are written
+                finish_writing(-1)
+                read_ahead()
+    return failed
+
+
+def predict_each(
+    predictor: HandPredictor, photos: Sequence[PreparedPhoto], hand: str, min_confidence: float
+) -> list[PhotoHands | Exception]:
+    """`HandPredictor.predict`, with the exception in the place of a photo that raises one."""
+    try:
+        return [*predictor.predict(photos, hand, min_confidence)]
+    except Exception as error:
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise
+        if len(photos) == 1:
+            return [error]
+    return [result for photo in photos for result in predict_each(predictor, [photo], hand, min_confidence)]
+
+
+def decoded_bytes(file: Path) -> int:
+    """What a photo takes in memory, (H, W, 3) uint8, by its header."""
+    height, width = image_size(file) or (0, 0)
+    return 3 * height * width
+
+
+def real_camera(focal: list[float] | None, princpt: list[float] | None, image_size: tuple[int, int]) -> Camera | None:
+    """The pinhole camera the user gave, for a photo of (h, w); the default principal point is the center."""
+    if focal is None:
+        return None
+    center = ((image_size[1] - 1) / 2, (image_size[0] - 1) / 2)
+    return Camera(np.array([focal[0], focal[-1]]), np.array(princpt or center), orthographic=False)
