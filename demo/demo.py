@@ -33,7 +33,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.errors import UserError, one_line, run_main
-from common.options import GPU_HELP, HAND_MODES, IMAGE_SUFFIXES, MANO_FOLDER, MESH_FORMATS, RENDERERS
+from common.options import GPU_HELP, HAND_MODES, IMAGE_SUFFIXES, MANO_FOLDER, MESH_FORMATS, RENDERERS, Parser
 
 HERE = Path(__file__).resolve().parent
 HEIC_SUFFIXES = frozenset((".heic", ".heif", ".hif"))  # read with pillow-heif, else each is a photo that failed

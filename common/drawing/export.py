@@ -6,22 +6,22 @@ Everything is in metres. `cam` has x right, y down and z away from the camera; g
 import html
 import os
 import re
-from typing import TYPE_CHECKING
 
 import numpy as np
+import trimesh
+from trimesh.viewer.notebook import scene_to_html
+from trimesh.visual import TextureVisuals
+from trimesh.visual.material import PBRMaterial
 
 from common.drawing.raster import HandMesh, vertex_normals
 from common.drawing.render import AMBIENT, DIFFUSE, HAND_RGB, TINT
 from common.types import SIDES
 from common.utils.files import atomic_write
 
-if TYPE_CHECKING:
-    import trimesh
-
 FRAME = "frame: cam (x right, y down, z away from the camera), unit: metre"
 CAM_TO_GLTF = np.array([1.0, -1.0, -1.0])
-ROUGHNESS = 0.7  # dull, as skin is
-PAGE_LAMP = 1.75  # how bright the lamp in trimesh's page is
+ROUGHNESS = 0.7  # as dull as skin
+PAGE_LAMP = 1.75  # intensity of the lamp in trimesh's page
 
 
 def write_obj(path: str | os.PathLike, vertices_cam: np.ndarray, faces: np.ndarray) -> None:
@@ -45,8 +45,6 @@ def write_ply(path: str | os.PathLike, vertices_cam: np.ndarray, faces: np.ndarr
         ValueError: a vertex is not finite.
         UserError: the file cannot be written.
     """
-    import trimesh  # here and below: takes a while to import, and few runs need it
-
     _check(vertices_cam)
     rgba = np.append(np.round(np.asarray(colour) * 255), 255).astype(np.uint8)
     mesh = trimesh.Trimesh(
@@ -54,43 +52,41 @@ def write_ply(path: str | os.PathLike, vertices_cam: np.ndarray, faces: np.ndarr
         faces,
         vertex_normals=vertex_normals(vertices_cam, faces),
         vertex_colors=np.tile(rgba, (len(vertices_cam), 1)),
-        process=False,  # else vertices are merged and reordered
+        process=False,  # otherwise vertices are merged and reordered
     )
-    data = mesh.export(file_type="ply", vertex_normal=True)
+    data = trimesh.exchange.ply.export_ply(mesh, vertex_normal=True)
     atomic_write(path, data.replace(b" 1.0\n", f" 1.0\ncomment {FRAME}\n".encode(), 1))
 
 
 def write_glb(path: str | os.PathLike, hands: list[HandMesh]) -> None:
-    """Write hands as one GLB scene with a node a hand: `right_hand`, `left_hand`; of more people `right_hand_2`, ...
+    """Write hands as one GLB scene with a node per hand: `right_hand`, `left_hand`; of more people `right_hand_2`, ...
 
-    The hands' common centre is moved to the origin, or most viewers would not find them; the scene's extras hold it:
+    The hands' common center is moved to the origin, where viewers look. The scene's extras hold it:
     vertices_cam = (1, -1, -1) * position + centre_cam.
 
     Raises:
         ValueError: no hands, or a vertex is not finite.
         UserError: the file cannot be written.
     """
-    # A glTF colour is proportional to light; ours are as a screen takes them (sRGB).
+    # A glTF colour is proportional to light; ours are sRGB.
     srgb = np.asarray(HAND_RGB)
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     atomic_write(path, _scene(hands, linear).export(file_type="glb"))
 
 
 def write_html(path: str | os.PathLike, hands: list[HandMesh], title: str) -> None:
-    """Write hands as a page to turn and zoom them in. It holds all it needs; nothing is loaded from a network.
+    """Write hands as an interactive page, which loads nothing from a network.
 
     Raises:
         ValueError: no hands, or a vertex is not finite.
         UserError: the file cannot be written.
     """
-    from trimesh.viewer.notebook import scene_to_html
-
     title = html.escape(title)
     caption = (
         '<div style="position: fixed; left: 16px; bottom: 12px; font: 14px sans-serif; color: #555">'
         f"{title}: {_legend()}. Drag to turn, scroll to zoom, right-drag to move.</div>"
     )
-    # The page has one lamp and no other light; a hand that glows a little looks as it does on the photo.
+    # The page has one lamp and no ambient light; a little emission gives the look of the overlay.
     lit, glow = np.full((2, 3), DIFFUSE / PAGE_LAMP), AMBIENT + TINT * np.asarray(HAND_RGB)
     page = scene_to_html(_scene(hands, lit, glow))
     page = re.sub("<title>.*?</title>", lambda _: f"<title>{title}</title>", page, count=1, flags=re.DOTALL)
@@ -102,12 +98,8 @@ def _legend() -> str:
     return ", ".join(f'<b style="color: {c}">{side} hand</b>' for c, side in zip(colours, SIDES, strict=True))
 
 
-def _scene(hands: list[HandMesh], colours: np.ndarray, glow: np.ndarray | None = None) -> "trimesh.Scene":
-    """The hands as a trimesh scene in glTF's axes; `colours` and `glow` (right, left) are numbers for the file."""
-    import trimesh
-    from trimesh.visual import TextureVisuals
-    from trimesh.visual.material import PBRMaterial
-
+def _scene(hands: list[HandMesh], colours: np.ndarray, glow: np.ndarray | None = None) -> trimesh.Scene:
+    """The hands as a trimesh scene in glTF's axes; `colours` and `glow` (right, left) are in the file's units."""
     if not hands:
         raise ValueError("no hand to export")
     for hand in hands:
@@ -120,8 +112,8 @@ def _scene(hands: list[HandMesh], colours: np.ndarray, glow: np.ndarray | None =
     for index, hand in enumerate(hands):
         count = sum(other.side == hand.side for other in hands[: index + 1])
         name = f"{SIDES[hand.side]}_hand" + (f"_{count}" if count > 1 else "")
-        # Without a material viewers take glTF's default, a metal, which comes out almost black. Both sides, because
-        # the inside is seen through the wrist.
+        # The default material is metallic, which looks almost black. Double-sided, because the inside is seen
+        # through the wrist.
         material = PBRMaterial(
             name=name,
             baseColorFactor=np.append(colours[hand.side], 1.0),

@@ -1,9 +1,11 @@
 """Draw boxes and 2D skeletons on a photo: right hand purple, left hand green.
 
 Line width and text follow the photo's size, and a small hand gets thinner lines. Coordinates are those of `Camera`:
-pixel centres are integers. Nothing a network can predict makes these functions fail: what is not finite is left out,
-and what lies outside the photo is cut off before it reaches OpenCV, which refuses numbers that do not fit its integers.
+pixel centers are integers. No prediction makes these functions fail: what is not finite is left out, and what lies
+outside the photo is clipped before it reaches OpenCV, which refuses numbers that do not fit its integers.
 """
+
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -41,20 +43,20 @@ def draw_boxes(image_rgb: np.ndarray, boxes_image: np.ndarray, scores: np.ndarra
     Returns:
         (H, W, 3) uint8.
     """
-    picture = np.array(image_rgb)
+    canvas = np.array(image_rgb)
     boxes_image = np.clip(np.asarray(boxes_image, np.float64), -FARTHEST_PIXEL, FARTHEST_PIXEL)  # NaN stays NaN
     labels: list[tuple[int, int, int, int]] = []
     drawn = [side for side in range(len(SIDES)) if shown[side] and not np.isnan(boxes_image[side]).any()]
     for side in drawn:
-        _draw_rectangle(picture, boxes_image[side], side)
+        _draw_rectangle(canvas, boxes_image[side], side)
     for side in drawn:  # after both boxes, so that no line crosses a label
         text = f"{SIDES[side]} {float(scores[side]):.2f}"
-        labels.append(_draw_label(picture, text, boxes_image[side], side, labels))
-    return picture
+        labels.append(_draw_label(canvas, text, boxes_image[side], side, labels))
+    return canvas
 
 
 def draw_skeletons(image_rgb: np.ndarray, joints_image: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """Draw the hands' bones and joints, a shade a finger.
+    """Draw the hands' bones and joints, a shade per finger.
 
     Args:
         image_rgb: (H, W, 3) uint8, left as it is.
@@ -65,57 +67,55 @@ def draw_skeletons(image_rgb: np.ndarray, joints_image: np.ndarray, shown: np.nd
     Returns:
         (H, W, 3) uint8.
     """
-    picture = np.array(image_rgb)
+    canvas = np.array(image_rgb)
     for side in range(len(SIDES)):
         if shown[side]:
-            _draw_skeleton(picture, np.asarray(joints_image[side], np.float64), FINGER_RGB[side].tolist())
-    return picture
+            _draw_skeleton(canvas, np.asarray(joints_image[side], np.float64), FINGER_RGB[side].tolist())
+    return canvas
 
 
-def _draw_skeleton(picture: np.ndarray, joints: np.ndarray, finger_colours: list[list[int]]) -> None:
-    finite = (np.abs(joints) < FARTHEST_PIXEL).all(axis=1)  # so written, NaN is left out too
-    if not finite.any() or not picture.size:
+def _draw_skeleton(canvas: np.ndarray, joints: np.ndarray, finger_colours: list[list[int]]) -> None:
+    finite = (np.abs(joints) < FARTHEST_PIXEL).all(axis=1)  # false for NaN, too
+    if not finite.any() or not canvas.size:
         return
-    width = _line_width(picture, np.ptp(joints[finite], axis=0).max())
-    outline = round(width / 3)  # none around the thinnest lines: there it would hide the colour
-    bones_a_finger = len(BONES) // len(FINGERS)
+    width = _line_width(canvas, np.ptp(joints[finite], axis=0).max())
+    outline = round(width / 3)  # none around the thinnest lines, whose colour it would hide
+    bones_per_finger = len(BONES) // len(FINGERS)
     for index, (parent, child) in enumerate(BONES):
         if finite[parent] and finite[child]:
-            colour = finger_colours[index // bones_a_finger]
+            colour = finger_colours[index // bones_per_finger]
             if outline:
-                _draw_line(picture, joints[parent], joints[child], OUTLINE_RGB, width + 2 * outline)
-            _draw_line(picture, joints[parent], joints[child], colour, width)
+                _draw_line(canvas, joints[parent], joints[child], OUTLINE_RGB, width + 2 * outline)
+            _draw_line(canvas, joints[parent], joints[child], colour, width)
     for joint in np.flatnonzero(finite):
-        colour = (255, 255, 255) if joint == 0 else finger_colours[(joint - 1) // bones_a_finger]
+        colour = [255, 255, 255] if joint == 0 else finger_colours[(joint - 1) // bones_per_finger]
         if outline:
-            _draw_dot(picture, joints[joint], OUTLINE_RGB, width + outline)
-        _draw_dot(picture, joints[joint], colour, width)
+            _draw_dot(canvas, joints[joint], OUTLINE_RGB, width + outline)
+        _draw_dot(canvas, joints[joint], colour, width)
 
 
-def _line_width(picture: np.ndarray, hand_size: float) -> int:
+def _line_width(canvas: np.ndarray, hand_size: float) -> int:
     """Pixels, for a hand of `hand_size` px."""
-    return max(1, round(min(LINE_PER_PHOTO * max(picture.shape[:2]), LINE_PER_HAND * hand_size)))
+    return max(1, round(min(LINE_PER_PHOTO * max(canvas.shape[:2]), LINE_PER_HAND * hand_size)))
 
 
-def _fixed(point: np.ndarray) -> tuple[int, int]:
+def _fixed(point: Sequence[float] | np.ndarray) -> tuple[int, int]:
     x, y = np.round(np.asarray(point) * 2**SHIFT).astype(int).tolist()
     return x, y
 
 
-def _draw_dot(picture: np.ndarray, point: np.ndarray, colour: tuple[int, ...] | list[int], radius: int) -> None:
-    height, width = picture.shape[:2]
+def _draw_dot(canvas: np.ndarray, point: np.ndarray, colour: Sequence[int], radius: int) -> None:
+    height, width = canvas.shape[:2]
     if (point > -radius - 1).all() and (point < np.array([width, height]) + radius).all():
-        cv2.circle(picture, _fixed(point), radius << SHIFT, colour, cv2.FILLED, cv2.LINE_AA, SHIFT)
+        cv2.circle(canvas, _fixed(point), radius << SHIFT, colour, cv2.FILLED, cv2.LINE_AA, SHIFT)
 
 
-def _draw_line(
-    picture: np.ndarray, start: np.ndarray, end: np.ndarray, colour: tuple[int, ...] | list[int], width: int
-) -> None:
+def _draw_line(canvas: np.ndarray, start: np.ndarray, end: np.ndarray, colour: Sequence[int], width: int) -> None:
     """The part of a line that can be seen."""
-    size = np.array([picture.shape[1], picture.shape[0]])
+    size = np.array([canvas.shape[1], canvas.shape[0]])
     ends = _clip_segment(start, end, -2.0 * width, size + 2.0 * width)
     if ends is not None:
-        cv2.line(picture, _fixed(ends[0]), _fixed(ends[1]), colour, width, cv2.LINE_AA, SHIFT)
+        cv2.line(canvas, _fixed(ends[0]), _fixed(ends[1]), colour, width, cv2.LINE_AA, SHIFT)
 
 
 def _clip_segment(
@@ -136,14 +136,14 @@ def _clip_segment(
     return np.clip(start + enter * step, low, high), np.clip(start + leave * step, low, high)
 
 
-def _draw_rectangle(picture: np.ndarray, box: np.ndarray, side: int) -> None:
-    size = np.array([picture.shape[1], picture.shape[0]])
-    width = _line_width(picture, np.abs(box[2:] - box[:2]).max())
-    # Sides that are cut off stay parallel to the picture's, just beyond it.
+def _draw_rectangle(canvas: np.ndarray, box: np.ndarray, side: int) -> None:
+    size = np.array([canvas.shape[1], canvas.shape[0]])
+    width = _line_width(canvas, np.abs(box[2:] - box[:2]).max())
+    # Sides that are cut off stay parallel to the image's, just beyond it.
     x0, y0, x1, y1 = np.concatenate([np.clip(corner, -4 * width, size + 4 * width) for corner in (box[:2], box[2:])])
     outline = round(width / 3)
     for colour, line in ((OUTLINE_RGB, width + 2 * outline), (_hand_colour(side), width)):
-        cv2.rectangle(picture, _fixed((x0, y0)), _fixed((x1, y1)), colour, line, cv2.LINE_AA, SHIFT)
+        cv2.rectangle(canvas, _fixed((x0, y0)), _fixed((x1, y1)), colour, line, cv2.LINE_AA, SHIFT)
 
 
 def _hand_colour(side: int, shade: float = 1.0) -> tuple[int, int, int]:
@@ -152,10 +152,10 @@ def _hand_colour(side: int, shade: float = 1.0) -> tuple[int, int, int]:
 
 
 def _draw_label(
-    picture: np.ndarray, text: str, box: np.ndarray, side: int, taken: list[tuple[int, int, int, int]]
+    canvas: np.ndarray, text: str, box: np.ndarray, side: int, taken: list[tuple[int, int, int, int]]
 ) -> tuple[int, int, int, int]:
-    """White text on the hand's colour: on top of the box, else below it, else inside; -> its place, xyxy px."""
-    height, width = picture.shape[:2]
+    """White text on the hand's colour: on top of the box, else below it, else inside; -> its rectangle, xyxy px."""
+    height, width = canvas.shape[:2]
     font, wanted = cv2.FONT_HERSHEY_SIMPLEX, max(15, round(TEXT_PER_PHOTO * max(height, width)))
     thickness = max(1, round(wanted / 12))
     scale = cv2.getFontScaleFromHeight(font, round(wanted * 0.6), thickness)
@@ -172,8 +172,8 @@ def _draw_label(
     else:
         y = max(0, min(top, height - label_height))
         place = (x, y, x + label_width, y + label_height)
-    cv2.rectangle(picture, place[:2], (place[2] - 1, place[3] - 1), _hand_colour(side, LABEL_SHADE), cv2.FILLED)
-    cv2.putText(picture, text, (x + pad, y + pad + text_height), font, scale, (255, 255, 255), thickness, cv2.LINE_AA)
+    cv2.rectangle(canvas, place[:2], (place[2] - 1, place[3] - 1), _hand_colour(side, LABEL_SHADE), cv2.FILLED)
+    cv2.putText(canvas, text, (x + pad, y + pad + text_height), font, scale, (255, 255, 255), thickness, cv2.LINE_AA)
     return place
 
 

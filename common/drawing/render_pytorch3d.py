@@ -1,7 +1,7 @@
-"""PyTorch3D as the judge of which face is seen, for comparison with pictures made by the published code.
+"""PyTorch3D decides which face is seen, for comparison with images made by the published code.
 
-Optional: imported only when it is asked for. The rest of the picture is `render.py`'s, so the two can differ only where
-PyTorch3D decides otherwise. On a CPU it tests every face at every pixel and is 35 to 230 times slower.
+The rest is `render.py`'s, so the two differ only where PyTorch3D decides otherwise. On a CPU it tests every face at
+every pixel and is 35 to 230 times slower.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ def rasterize(hands: list[HandMesh], height: int, width: int) -> Raster:
     """`raster.rasterize` by PyTorch3D, on the CPU and in float32: same cameras, same pixel centres.
 
     Raises:
-        UserError: it is not installed.
+        UserError: PyTorch3D is not installed.
     """
     try:
         from pytorch3d.renderer.mesh.rasterize_meshes import rasterize_meshes
@@ -48,8 +48,8 @@ def rasterize(hands: list[HandMesh], height: int, width: int) -> Raster:
 def _to_ndc(corners_image: np.ndarray, depth: np.ndarray, height: int, width: int) -> np.ndarray:
     """(T, 3, 2) px and (T, 3) m -> (T, 3, 3) in PyTorch3D's normalized device coordinates.
 
-    x points left, y up; the shorter side of the picture spans -1..1, and the middle of the picture is 0. A picture of
-    `width` columns reaches from -0.5 to width - 0.5 in our pixels, whose centres are integers.
+    x points left, y up; the shorter side of the image spans -1..1, and its center is 0. An image of `width` columns
+    reaches from -0.5 to width - 0.5 in our pixels, whose centers are integers.
     """
     shorter = min(height, width)
     x = (width - 1 - 2 * corners_image[..., 0]) / shorter

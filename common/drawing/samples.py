@@ -1,4 +1,4 @@
-"""A sample as pictures: its crop, what is annotated, what the network says, the predicted meshes."""
+"""A sample as images: its crop, the annotation, the prediction, the predicted meshes."""
 
 from typing import NamedTuple
 
@@ -27,11 +27,11 @@ class Marks(NamedTuple):
     joints_crop: np.ndarray  # (2, 21, 2) px
 
 
-def draw_sample(crop: np.ndarray, asked: Marks, said: Marks, meshes: list[HandMesh]) -> list[np.ndarray]:
-    """(h, w, 3) uint8 RGB four times: the crop, with what was asked, with what was said, with the meshes."""
+def draw_sample(crop: np.ndarray, target: Marks, predicted: Marks, meshes: list[HandMesh]) -> list[np.ndarray]:
+    """(h, w, 3) uint8 RGB four times: the crop, with the target, with the prediction, with the meshes."""
     marked = [
         draw_skeletons(draw_boxes(crop, marks.boxes_crop, marks.scores, BOTH), marks.joints_crop, BOTH)
-        for marks in (asked, said)
+        for marks in (target, predicted)
     ]
     return [crop, *marked, render_hands(crop, meshes)]
 
@@ -44,7 +44,7 @@ def read_prediction(
 
     Args:
         faces: (2, F, 3) of the hand models.
-        together: the meshes as a pair in one space; else each hand by its own camera.
+        together: the meshes as a pair in one camera; otherwise each hand in its own.
     """
     placed = to_crop(prediction, frames)
     boxes = rescale(placed.boxes_body.unflatten(-1, (2, 2)), frames.body, frames.crop).flatten(-2)
@@ -69,7 +69,7 @@ def read_prediction(
 
 @torch.no_grad()
 def draw_sheet(images: Tensor, prediction: Prediction, targets: Targets, faces: Tensor, frames: Frames) -> np.ndarray:
-    """A sheet of training samples: a row for each.
+    """Draw a contact sheet of training samples, one per row.
 
     Args:
         images: (N, 3, h, w) RGB in [0, 1]; the first `ROWS` are shown.
@@ -82,10 +82,10 @@ def draw_sheet(images: Tensor, prediction: Prediction, targets: Targets, faces: 
     crops = (images.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
     boxes = torch.where(targets.boxes_valid[..., None] > 0, targets.boxes_crop, torch.nan)
     joints = torch.where(targets.joints_inside[..., None] > 0, targets.joints_crop[..., :2], torch.nan)
-    boxes, scores, joints = (x.float().cpu().numpy() for x in (boxes, targets.boxes_valid, joints))
-    said = read_prediction(prediction, faces, frames, together=False)
+    marks = [x.float().cpu().numpy() for x in (boxes, targets.boxes_valid, joints)]
+    predicted = read_prediction(prediction, faces, frames, together=False)
     rows = [
-        np.concatenate(draw_sample(crop, Marks(boxes[n], scores[n], joints[n]), *said[n]), 1)
+        np.concatenate(draw_sample(crop, Marks(*(values[n] for values in marks)), *predicted[n]), 1)
         for n, crop in enumerate(crops)
     ]
     return arrange(rows, 1)
