@@ -100,13 +100,13 @@ class ResultWriter:
         content = photo_to_dict(name, photo, self.hand_model)
         meshes = [HandMesh(hand.vertices_cam, self._faces(hand), SIDES.index(hand.side), hand.camera)
                   for hand in photo.hands]  # fmt: skip
+        scene = meshes if photo.pair or photo.metric else merge_into_shared_camera(meshes)
         images = self._draw(image, photo, meshes)
         self._remove_dropped(name, photo)
         for kind, drawn in images.items():
             write_image(self._path("renders", name, f"_{kind}.jpg"), drawn)
         for hand in photo.hands:
             self._write_hand(name, hand, photo)
-        scene = meshes if photo.pair or photo.metric else merge_into_shared_camera(meshes)
         if "glb" in self.mesh_formats and scene:
             write_glb(self._path("meshes", name, ".glb"), scene)
         if self.html and scene:
@@ -171,8 +171,13 @@ def merge_into_shared_camera(hands: Sequence[HandMesh]) -> list[HandMesh]:
 
     Their sizes stay. Their distance, in units of the first one, is a guess, and their depths mean nothing; but the
     hands do not intersect, as they would without it.
+
+    Raises:
+        UserError: the first hand's camera sees it as a point.
     """
     moved = list(hands[:1])
+    if len(hands) > 1 and not np.all(hands[0].camera.focal):
+        raise UserError("the network predicts a hand without extent; the checkpoint may be damaged or untrained")
     for hand in hands[1:]:
         first, middle = moved[0], hand.vertices_cam.mean(0)
         xy = (project(middle, hand.camera) - first.camera.princpt) / first.camera.focal

@@ -1,5 +1,6 @@
 """The demo as its user meets it: files, images, options, and what goes wrong."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -443,3 +444,6 @@ def test_hands_that_are_no_pair_stand_apart_in_the_scene():
     assert seen == pytest.approx(project(hands[1].vertices_cam.mean(0), hands[1].camera))
     assert left.vertices_cam[:, 0].min() - right.vertices_cam[:, 0].max() > 0.1
     assert merge_into_shared_camera([]) == [] and merge_into_shared_camera(hands[1:]) == hands[1:]
+    flat = dataclasses.replace(hands[0].camera, focal=np.zeros(2))
+    with pytest.raises(UserError, match="without extent"):
+        merge_into_shared_camera([dataclasses.replace(hands[0], camera=flat), hands[1]])
