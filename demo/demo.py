@@ -33,7 +33,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.errors import UserError, one_line, run_main
-from common.options import GPU_HELP, HAND_MODES, IMAGE_SUFFIXES, MANO_FOLDER, MESH_FORMATS, RENDERERS, Parser
+from common.options import (
+    GPU_HELP,
+    HAND_MODES,
+    IMAGE_SUFFIXES,
+    MANO_FOLDER,
+    MANO_HELP,
+    MESH_FORMATS,
+    RENDERERS,
+    Parser,
+)
 
 HERE = Path(__file__).resolve().parent
 HEIC_SUFFIXES = frozenset((".heic", ".heif", ".hif"))  # read with pillow-heif, else each is a photo that failed
@@ -61,7 +70,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", type=Path, default=HERE / "snapshot_6.pth", help="the network (default: snapshot_6.pth here)"
     )
-    parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help="folder of MANO_RIGHT.pkl and MANO_LEFT.pkl")
+    parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
     parser.add_argument(
         "--hand",
         choices=HAND_MODES,
