@@ -3,7 +3,7 @@
     python tool/benchmark.py                                  # everything, on one whole GPU or on the CPU
     python tool/benchmark.py --gpu cpu --preset small         # the small network
     python tool/benchmark.py --only inference,step --rounds 20 --no_growth
-    python tool/benchmark.py --gpu 0 --dtypes float32 bf16 compiled --step_batch 128 --channels_last --output figures.json
+    python tool/benchmark.py --gpu 0 --dtypes float32 bf16 compiled --step_batch 128 --channels_last --output a.json
     python tool/benchmark.py --annotations 10000 100000 1000000 --work /tmp/work   # WORK keeps what was made, 3 GB
     python tool/benchmark.py --profile --only inference,step
 
