@@ -1,73 +1,57 @@
-"""The annotation store: columns of numbers and strings, made once from a dataset's files, then mapped from disk.
+"""The annotation store: columns of numbers and strings, built once from a dataset's files, then memory-mapped.
 
-A dataset's annotation files are read once and turned into columns, one array for each fact with the annotations along
-its first axis. The columns are kept as plain .npy files, which every later start, and every loader worker, maps into
-memory instead of reading: opening is instant whatever their size, and all processes share one copy.
-
-On disk, in a folder for each store:
+A column is an array of one fact with the annotations along its first axis. All columns of a split are kept in one file,
+which every later start and every loader worker maps into memory: opening takes no time whatever the size, and all
+processes share one copy.
 
     cache/InterHand26M_train/
-        manifest.json           which generation holds, what it was made from, the size and type of every file
-        lock                    held by the process that builds
-        generation-3f9c.../     joints_world.npy, file_name.text.npy, file_name.ends.npy, ...
+        lock                   held by the process that builds
+        000001-3f9c2a41.npz    a generation; the highest number is the current one
 
-A build fills a new generation folder and brings it to the disk; replacing the manifest is then the one step that makes
-it hold. So a reader sees all of a store or none, whatever was killed and whenever, and folders which the manifest does
-not name are leftovers that the next builder removes.
-
-How a source should read a large JSON file: as a list of `msgspec.Raw`, then entry by entry with a typed decoder. For a
-million InterHand2.6M annotations (0.6 GB) that took 1/7 of the time and 1/9 of the memory of the json module; orjson
-took 2/5 and 5/4, msgspec without types 1/6 and 1, with types but all at once 1/3 and 3/5. Entries never exist as Python
-objects all at the same time, progress can be shown, and an error belongs to an entry.
+A generation is an uncompressed .npz file, which has a CRC-32 of each column. It takes its name when it is whole, so a
+reader sees all of a store or none, whenever a builder is killed.
 """
 
+import io
+import mmap
 import os
-import re
 import secrets
-import shutil
+import struct
+import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
+from stat import S_ISDIR
+from typing import Any
+from zlib import crc32
 
 import msgspec
 import numpy as np
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
-from common.errors import UserError
-from common.utils.files import ADVICE, atomic_write
+from common.errors import UserError, error_context
+from common.utils.files import atomic_path
 
-# Raised when the files' layout below changes; stores of another layout are built again.
-LAYOUT = 1
+try:
+    import fcntl
+except ImportError:  # Windows, where a mapped file cannot be deleted anyway
+    fcntl = None  # type: ignore[assignment]  # an optional module
 
-MANIFEST, LOCK, GENERATION = "manifest.json", "lock", "generation-"
-WRITE_BYTES = 16 << 20
+LAYOUT = 2  # of the file; stores of another layout are rebuilt
+HEADER, LOCK, ENDING = "HEADER", "lock", ".npz"
+CHECKED_AT_OPEN = 1 << 20  # bytes; larger columns are checked by `Store.check` alone
+SAMPLE_BYTES = 64 << 10  # of the head, the middle and the tail of an input, to tell its content
+YOUNG_S = 600  # an old generation stays at least so long: a process on another machine may be about to map it
 
+DAMAGED = (zipfile.BadZipFile, struct.error, msgspec.DecodeError)  # what reading a file beside its own errors raises
 
-class MappedArray(np.ndarray):
-    """A read-only array in a file, which pickles as the file's path: a loader worker maps it instead of getting a copy.
-
-    Its slices and the results of arithmetic are ordinary values, which pickle as data.
-    """
-
-    path: Path | None = None
-
-    @classmethod
-    def open(cls, path: Path) -> "MappedArray":
-        """Raises OSError, or ValueError if the file is not a whole .npy file."""
-        array = np.load(path, mmap_mode="r", allow_pickle=False).view(cls)
-        array.path = path
-        return array
-
-    def __reduce__(self) -> tuple:
-        if self.path is None:
-            return np.asarray(self).__reduce__()
-        return _reopen, (str(self.path),)
+Columns = dict[str, Any]  # name -> np.ndarray or StringColumn
 
 
 class StringColumn:
-    """N strings as one byte array: no Python object exists for a string until it is asked for.
+    """N strings as one byte array: a Python object exists only for the string that is asked for.
 
     Attributes:
         text: (B,) uint8, the strings in UTF-8 one after another.
@@ -79,7 +63,7 @@ class StringColumn:
 
     @classmethod
     def pack(cls, strings: Iterable[str]) -> "StringColumn":
-        """Strings to a column; any iterable, so that no list of them need exist."""
+        """Strings to a column. A generator will do, so that no list of them has to exist."""
         text, ends = bytearray(), []
         for string in strings:
             # Surrogates: what Python makes of file names that are not UTF-8.
@@ -91,46 +75,78 @@ class StringColumn:
         return len(self.ends)
 
     def __getitem__(self, index: int) -> str:
-        index = range(len(self))[index]  # from the end if negative; IndexError beyond either end
+        index = range(len(self))[index]  # negative from the end; IndexError beyond either end
         start = self.ends[index - 1] if index else 0
         return self.text[start : self.ends[index]].tobytes().decode("utf-8", "surrogatepass")
 
-    def __iter__(self) -> Iterator[str]:
-        return (self[index] for index in range(len(self)))
 
+class Header(msgspec.Struct, frozen=True):
+    """What a generation was built from. Paths are relative to it, so it stays valid when a dataset folder moves."""
 
-Columns = dict[str, np.ndarray | StringColumn]
-
-
-class InputState(msgspec.Struct, frozen=True):
-    """A file that columns were made from, as it was then. For a folder, `size` and `mtime_ns` are a sum of its entries.
-
-    `path` is relative to the store, so that a dataset folder which moves with its cache inside stays valid.
-    """
-
-    path: str
-    size: int  # bytes; -1: there was no such file
-    mtime_ns: int
-    entries: str = ""  # of a folder: digest of its entries' names, sizes and times
-
-
-class ColumnFile(msgspec.Struct, frozen=True):
-    size: int  # bytes
-    shape: tuple[int, ...]
-    dtype: str
-
-
-class Manifest(msgspec.Struct, frozen=True):
     layout: int
     name: str
     version: int
-    inputs: tuple[InputState, ...]
-    generation: str
-    files: dict[str, ColumnFile]
+    inputs: list[tuple[str, str]]  # path and fingerprint
+    arrays: dict[str, str]  # type and shape of each
 
 
-class _Unusable(Exception):
-    """Why a store cannot be used as it is, as the end of a sentence."""
+class Unusable(UserError):
+    """Why a store cannot be used as it is."""
+
+
+class Store(Columns):
+    """The columns of a generation, as read-only maps of its file.
+
+    It pickles as the file's path: a loader worker maps the file in its turn instead of getting a copy. What is taken
+    from its columns pickles as data.
+
+    Raises:
+        Unusable: the file is damaged.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        arrays: dict[str, np.ndarray] = {}
+        try:
+            with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+                if fcntl:
+                    with suppress(OSError):  # a disk without locks
+                        # Says that the file is in use for as long as it is mapped: `mmap` duplicates the descriptor.
+                        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                for entry in archive.infolist():
+                    archive.open(entry).close()  # whether its name and its place are right
+                    # 30 bytes, the name and an extra field, whose length stands only here.
+                    start = entry.header_offset + 30 + sum(struct.unpack_from("<HH", data, entry.header_offset + 26))
+                    content = data[start : start + entry.file_size]
+                    if entry.file_size <= CHECKED_AT_OPEN and crc32(content) != entry.CRC:
+                        raise ValueError(f"{entry.filename} is not as it was written")
+                    head = io.BytesIO(content[:4096])
+                    np.lib.format.read_magic(head)
+                    shape, fortran, dtype = np.lib.format.read_array_header_1_0(head)
+                    array = np.ndarray(shape, dtype, data, start + head.tell(), order="F" if fortran else "C")
+                    arrays[entry.filename.removesuffix(".npy")] = array
+            self.header = msgspec.json.decode(arrays.pop(HEADER).tobytes(), type=Header)
+            if _describe(arrays) != self.header.arrays:
+                raise ValueError("its arrays are not as they were written")
+            for stem, array in arrays.items():
+                column, _, part = stem.partition(".")
+                if not part:
+                    self[column] = array
+                elif part == "text":
+                    self[column] = StringColumn(array, arrays[f"{column}.ends"])
+        except (*DAMAGED, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            raise Unusable(f"the annotation cache {path} is damaged or gone ({error})") from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Store, (self.path,)
+
+    def check(self) -> None:
+        """Compare all columns, of every size, with their checksums. Raises UserError if one is damaged."""
+        with error_context(f"the annotation cache {self.path}", zipfile.BadZipFile, advice="delete it, start again"):
+            with zipfile.ZipFile(self.path) as archive:
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(f"{damaged} is damaged")
 
 
 def open_store(
@@ -140,26 +156,20 @@ def open_store(
     version: int,
     build: Callable[[], Columns],
     rebuild: bool = False,
-) -> Columns:
-    """The columns of a dataset split, from the cache; made by `build` where the cache does not hold them.
+) -> Store:
+    """The columns of a dataset split, from the cache; built first where the cache does not hold them.
 
-    They are made again if an input changed, came or went, if `version` is another, if a file of the cache is missing
-    or not as it was written, or if `rebuild` asks for it. Where several processes start at once, one builds and the
-    others wait for it. If `cache` cannot be written, the store goes to the user's cache folder. What happens is told
-    in one printed line; the usual case, a valid cache, is silent.
+    They are rebuilt if an input changed, appeared or went, if `version` differs, if the file is damaged, or if
+    `rebuild` is set. Where several processes start at once, also on several machines, one builds and the others wait
+    for it. A build is reported in one printed line; a valid cache is opened silently.
 
     Args:
-        cache: folder for stores; made if need be.
-        name: of this store, for example InterHand26M_train.
-        inputs: files, or folders (their entries count), that the columns are made from. One may be missing, which is a
-            state like others: a source that needs it says so in `build`.
-        version: a number the source raises when its columns change.
-        build: makes the columns. Names are identifiers; arrays hold no Python objects. They may not hold absolute
-            paths, because a dataset folder may move with its cache.
-        rebuild: make them anew even if the cache is valid.
-
-    Returns:
-        `build`'s columns, as read-only maps of files. They, and objects that hold them, pickle as paths.
+        cache: folder of stores, created if necessary. If it cannot be written, the user's cache folder is used.
+        name: of this store, e.g. InterHand26M_train.
+        inputs: files, or folders (their entries count), that the columns are built from. One may be missing.
+        version: the source raises it when its columns change.
+        build: returns the columns. Names are identifiers; arrays hold no Python objects.
+        rebuild: build even if the cache is valid.
 
     Raises:
         UserError: neither `cache` nor the user's cache folder can be written, the disk is full, or an input changed
@@ -168,180 +178,129 @@ def open_store(
     homes = (Path(os.path.abspath(cache)) / name, _user_home(cache, name))
     if not rebuild:
         for home in homes:
-            with suppress(_Unusable):
-                return _read(home, name, version, inputs)
-    home = _writable_home(homes, name)
-    before = _generation(home)
-    with _locked(home, name):
+            with suppress(Unusable):
+                store = _read(home, name, version, inputs)
+                _remove_old(home)
+                return store
+    home = _writable(homes, name)
+    before = _newest(home)
+    with _locked(home, name) as alone:
         try:
             # Another process may have built it while this one waited.
-            if rebuild and _generation(home) == before:
-                raise _Unusable("is made again, as asked")
+            if rebuild and _newest(home) == before:
+                raise Unusable("the annotation cache is rebuilt as requested")
             return _read(home, name, version, inputs)
-        except _Unusable as reason:
-            print(f"{name}: the annotation cache {reason}; reading the annotations, once (kept in {home})", flush=True)
-        _remove_leftovers(home)
-        _build(home, name, version, inputs, build)
-        _remove_leftovers(home)
+        except Unusable as reason:
+            print(f"{name}: {reason}; building it once, in {home}", flush=True)
+        for leftover in home.glob(".*.tmp") if alone else ():  # of builders that were killed
+            leftover.unlink(missing_ok=True)
+        states = _states(inputs, home)
+        columns = build()
+        if changed := set(_states(inputs, home)) - set(states):
+            changed_name = Path(changed.pop()[0]).name
+            raise UserError(f"{changed_name} changed while it was read; start again when nothing writes to it")
+        arrays = _flatten(columns)
+        header = Header(LAYOUT, name, version, states, _describe(arrays))
+        newest = _newest(home)
+        number = int(newest.name[:6]) + 1 if newest else 1
+        with atomic_path(home / f"{number:06d}-{secrets.token_hex(4)}{ENDING}") as temporary:
+            with open(temporary, "wb") as file:
+                arrays[HEADER] = np.frombuffer(msgspec.json.encode(header), np.uint8)
+                np.savez(file, **arrays)  # type: ignore[arg-type]  # it takes the names for options
+        _remove_old(home)
         return _read(home, name, version, inputs)
 
 
-def _read(home: Path, name: str, version: int, inputs: Sequence[Path]) -> Columns:
-    """The columns that `home` holds. Raises _Unusable if there are none or they are not those of these inputs."""
-    manifest = _read_manifest(home)
-    if (manifest.layout, manifest.name, manifest.version) != (LAYOUT, name, version):
-        raise _Unusable("is of another version of this program")
-    states = tuple(_input_state(path, home) for path in inputs)
-    if states != manifest.inputs:
-        changed = set(states) ^ set(manifest.inputs)
-        names = sorted({Path(state.path).name for state in changed}) or ["the order of the files"]
-        raise _Unusable(f"is out of date ({names[0]} changed)")
-    folder = home / manifest.generation
-    arrays = {stem: _read_array(folder / f"{stem}.npy", expected) for stem, expected in manifest.files.items()}
-    columns: Columns = {}
-    for stem, array in arrays.items():
-        column, _, part = stem.partition(".")
-        if part == "text":
-            columns[column] = StringColumn(array, arrays[f"{column}.ends"])
-            if array.size != max(arrays[f"{column}.ends"][-1:], default=0):
-                raise _Unusable(f"is damaged (column {column} ends too early)")
-        elif not part:
-            columns[column] = array
-    return columns
+def _read(home: Path, name: str, version: int, inputs: Sequence[Path]) -> Store:
+    """The store that `home` holds. Raises Unusable if there is none or it is not of these inputs."""
+    path = _newest(home)
+    if path is None:
+        raise Unusable("the annotation cache does not exist yet")
+    store = Store(str(path))
+    built = store.header
+    if (built.layout, built.name, built.version) != (LAYOUT, name, version):
+        raise Unusable("the annotation cache is of another version of this program")
+    states = _states(inputs, home)
+    if states != built.inputs:
+        names = sorted(Path(input).name for input, _ in set(states) ^ set(built.inputs)) or ["the order of the files"]
+        raise Unusable(f"the annotation cache is out of date ({names[0]} changed)")
+    return store
 
 
-def _read_manifest(home: Path) -> Manifest:
-    try:
-        manifest = msgspec.json.decode((home / MANIFEST).read_bytes(), type=Manifest)
-    except FileNotFoundError:
-        raise _Unusable("is not there yet") from None
-    except (OSError, msgspec.DecodeError) as error:
-        raise _Unusable(f"is damaged ({MANIFEST}: {error})") from error
-    # The names become paths below.
-    if not re.fullmatch(f"{GENERATION}[0-9a-f]+", manifest.generation):
-        raise _Unusable(f"is damaged ({MANIFEST} names no generation)")
-    for stem in manifest.files:
-        column, _, part = stem.partition(".")
-        if not column.isidentifier() or part not in ("", "text", "ends"):
-            raise _Unusable(f"is damaged ({MANIFEST} names a column {stem!r})")
-        if part and {f"{column}.text", f"{column}.ends"} - manifest.files.keys():
-            raise _Unusable(f"is damaged ({MANIFEST} has half of column {column})")
-    return manifest
-
-
-def _read_array(path: Path, expected: ColumnFile) -> MappedArray:
-    try:
-        size = path.stat().st_size
-        if size != expected.size:
-            raise _Unusable(f"is damaged ({path.name} has {size} bytes instead of {expected.size})")
-        array = MappedArray.open(path)
-    except (OSError, ValueError) as error:
-        raise _Unusable(f"is damaged ({path.name}: {error})") from error
-    if (array.shape, str(array.dtype)) != (expected.shape, expected.dtype):
-        raise _Unusable(f"is damaged ({path.name} is not the array that was written)")
-    return array
-
-
-def _build(home: Path, name: str, version: int, inputs: Sequence[Path], build: Callable[[], Columns]) -> None:
-    """Make a new generation and let it hold."""
-    states = tuple(_input_state(path, home) for path in inputs)
-    columns = build()
-    for path, state in zip(inputs, states, strict=True):
-        if _input_state(path, home) != state:
-            raise UserError(f"{path} changed while it was read; start again when nothing writes to it")
-    generation = f"{GENERATION}{secrets.token_hex(8)}"
-    folder = home / generation
-    try:
-        folder.mkdir()
-        files = _write_columns(folder, name, columns)
-        _sync_folder(folder)
-        _sync_folder(home)
-        manifest = Manifest(LAYOUT, name, version, states, generation, files)
-        atomic_write(home / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
-        _sync_folder(home)
-    except OSError as error:
-        advice = ADVICE.get(error.errno, "check the folder's permissions or choose another cache folder")
-        raise UserError(f"cannot write the annotation cache {home}: {error.strerror or error} ({advice})") from error
-    finally:
-        if _generation(home) != generation:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write_columns(folder: Path, name: str, columns: Columns) -> dict[str, ColumnFile]:
+def _flatten(columns: Columns) -> dict[str, np.ndarray]:
+    """Columns as arrays: that of strings is two of them."""
     arrays: dict[str, np.ndarray] = {}
     for column, values in columns.items():
         if not column.isidentifier():
             raise ValueError(f"column name {column!r} is not an identifier")
-        if isinstance(values, StringColumn):
-            arrays |= {f"{column}.text": values.text, f"{column}.ends": values.ends}
-        else:
-            arrays[column] = values
-        if arrays.get(column) is not None and arrays[column].dtype.hasobject:
+        parts = {".text": values.text, ".ends": values.ends} if isinstance(values, StringColumn) else {"": values}
+        if any(array.dtype.hasobject for array in parts.values()):
             raise ValueError(f"column {column!r} holds Python objects")
-    total = sum(array.nbytes for array in arrays.values())
-    # No bar for what takes no time.
-    with tqdm(total=total, desc=f"writing {name}", unit="B", unit_scale=True, delay=1, leave=False) as progress:
-        return {stem: _write_array(folder / f"{stem}.npy", array, progress) for stem, array in arrays.items()}
+        arrays |= {column + part: array for part, array in parts.items()}
+    return arrays
 
 
-def _write_array(path: Path, array: np.ndarray, progress: tqdm) -> ColumnFile:
-    """Write a .npy file through to the disk."""
-    array = np.ascontiguousarray(array).reshape(array.shape)  # the reshape: ascontiguousarray gives () an axis
-    data = array.reshape(-1).view(np.uint8)
-    with open(path, "xb") as file:
-        # `np.save` would do, but tells neither its progress nor why a write failed.
-        np.lib.format.write_array_header_2_0(file, np.lib.format.header_data_from_array_1_0(array))
-        for start in range(0, len(data), WRITE_BYTES):
-            progress.update(file.write(data[start : start + WRITE_BYTES]))
-        file.flush()
-        os.fsync(file.fileno())
-        return ColumnFile(file.tell(), array.shape, str(array.dtype))
+def _describe(arrays: dict[str, np.ndarray]) -> dict[str, str]:
+    return {name: f"{array.dtype.str} {array.shape}" for name, array in arrays.items()}
 
 
-def _input_state(path: Path, home: Path) -> InputState:
-    """Raises UserError if the file is there but cannot be looked at."""
-    relative = os.path.relpath(path, home)
-    try:
-        if not os.path.isdir(path):
-            status = os.stat(path)
-            return InputState(relative, status.st_size, status.st_mtime_ns)
-        with os.scandir(path) as found:
-            entries = sorted(_entry_state(entry) for entry in found)
-    except FileNotFoundError:
-        return InputState(relative, -1, 0)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    digest = blake2b(repr(entries).encode(), digest_size=16).hexdigest()
-    return InputState(
-        relative, sum(size for _, size, _ in entries), max((time for *_, time in entries), default=0), digest
-    )
+def _newest(home: Path) -> Path | None:
+    """The current generation, if there is one."""
+    return max(home.glob(f"[0-9]*{ENDING}"), default=None)
 
 
-def _entry_state(entry: os.DirEntry) -> tuple[str, int, int]:
-    try:
-        status = entry.stat()
-    except FileNotFoundError:  # a link to nothing
-        return entry.name, -1, 0
-    return entry.name, status.st_size, status.st_mtime_ns
+def _remove_old(home: Path) -> None:
+    """Remove the generations that are not current, not young and not mapped by a process."""
+    for path in sorted(home.glob(f"[0-9]*{ENDING}"))[:-1]:
+        with suppress(OSError):  # it is in use, or has gone, or the disk is read-only
+            if time.time() - path.stat().st_mtime > YOUNG_S:
+                with open(path, "r+b") as file:
+                    if fcntl:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+
+
+def _states(inputs: Sequence[Path], home: Path) -> list[tuple[str, str]]:
+    return [(os.path.relpath(path, home), fingerprint(path)) for path in inputs]
+
+
+def fingerprint(path: Path) -> str:
+    """What tells the content of a file: size, time, inode and some pieces; of a folder: its entries; "" if missing.
+
+    Raises:
+        UserError: it exists but cannot be read.
+    """
+    with error_context(f"cannot read {path}"):
+        if not os.path.exists(path):
+            return ""
+        status = os.stat(path)
+        digest = blake2b(repr((status.st_size, status.st_mtime_ns, status.st_ino)).encode(), digest_size=16)
+        if S_ISDIR(status.st_mode):
+            for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+                found = entry.stat(follow_symlinks=os.path.exists(entry.path))
+                digest.update(repr((entry.name, found.st_size, found.st_mtime_ns)).encode())
+            return digest.hexdigest()
+        with open(path, "rb") as file:
+            for place in (0, status.st_size // 2, max(0, status.st_size - SAMPLE_BYTES)):
+                file.seek(place)
+                digest.update(file.read(SAMPLE_BYTES))
+        return digest.hexdigest()
 
 
 def _user_home(cache: Path, name: str) -> Path:
-    """Where a store goes if it cannot be in `cache`; datasets of the same name in different folders do not meet."""
+    """Where a store goes if it cannot be in `cache`; datasets of one name in different folders are kept apart."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    place = blake2b(os.path.abspath(cache).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
-    return Path(base) / "interwild" / f"{name}-{place}"
+    folder = blake2b(os.path.abspath(cache).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+    return Path(base) / "interwild" / f"{name}-{folder}"
 
 
-def _writable_home(homes: tuple[Path, Path], name: str) -> Path:
-    """The first folder that can be written; made if need be."""
-    reasons = []
+def _writable(homes: Sequence[Path], name: str) -> Path:
+    """The first folder that can be written; created if necessary."""
+    reasons: list[str] = []
     for home in homes:
         try:
             home.mkdir(parents=True, exist_ok=True)
-            # Trying is the only sure test: permissions say nothing of read-only mounts.
-            probe = home / f".{secrets.token_hex(8)}.tmp"
-            probe.touch(exist_ok=False)
-            probe.unlink()
+            (home / LOCK).touch()  # only trying tells: permissions say nothing of read-only mounts
         except OSError as error:
             reasons.append(f"{home} ({error.strerror or error})")
             continue
@@ -352,54 +311,20 @@ def _writable_home(homes: tuple[Path, Path], name: str) -> Path:
 
 
 @contextmanager
-def _locked(home: Path, name: str) -> Iterator[None]:
-    """Alone in `home`. The lock is the system's, so that it ends with its process however that ends."""
+def _locked(home: Path, name: str) -> Iterator[bool]:
+    """Exclude other builders. The lock is the system's, so it ends with its process however that ends.
+
+    Yields:
+        False where the disk has no locks: two builders then do the same work, each in a file of its own.
+    """
     lock = FileLock(home / LOCK)
-    try:
+    with suppress(OSError, NotImplementedError):
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            print(f"{name}: another process is making the annotation cache; waiting for it", flush=True)
+            print(f"{name}: another process is building the annotation cache; waiting for it", flush=True)
             lock.acquire()
-    except OSError as error:
-        raise UserError(f"cannot lock the annotation cache {home}: {error.strerror or error}") from error
     try:
-        yield
+        yield lock.is_locked
     finally:
         lock.release()
-
-
-def _generation(home: Path) -> str | None:
-    """The generation that holds, if any."""
-    try:
-        return _read_manifest(home).generation
-    except _Unusable:
-        return None
-
-
-def _remove_leftovers(home: Path) -> None:
-    """Remove what no manifest names. Processes that have files of an old generation open keep them until they end."""
-    holds = _generation(home)
-    for folder in home.glob(f"{GENERATION}*"):
-        if folder.name != holds:
-            shutil.rmtree(folder, ignore_errors=True)
-    for file in home.glob(".*.tmp"):
-        with suppress(OSError):
-            file.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _reopen(path: str) -> MappedArray:
-    """A column in another process. Raises UserError if it is gone."""
-    try:
-        return MappedArray.open(Path(path))
-    except (OSError, ValueError) as error:
-        raise UserError(f"the annotation cache {path} has gone ({error}); start again") from error
