@@ -131,7 +131,7 @@ def make_eval_sample(
 
 def check_annotation(annotation: Annotation, image_size: tuple[int, int]) -> None:
     """Raises UserError if the image has another size than annotated, or an annotated number is not finite."""
-    if tuple(image_size) != tuple(annotation.image_size):
+    if tuple(image_size) not in (tuple(annotation.image_size), tuple(annotation.image_size)[::-1]):  # see HandDataset
         found, annotated = (f"{width} x {height}" for height, width in (image_size, annotation.image_size))
         raise UserError(f"{annotation.image_path} is {found} pixels, the annotation says {annotated}")
     parts = (

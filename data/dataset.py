@@ -1,36 +1,44 @@
 """From a dataset's annotations to batches: samples, the mixing of datasets, their order.
 
-A sample is a pure function of its annotation and an augmentation; which annotation and which augmentation stand at
-which place of an epoch is a pure function of (seed, epoch, place). So the order is the same for any number of
-processes and loader workers, and training can go on from any step.
+A sample is a pure function of its annotation and an augmentation. Which annotation and which augmentation stand at a
+position of an epoch is a pure function of (seed, epoch, position). So the order is the same for any number of processes
+and loader workers, and training can resume at any step.
 """
 
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple, Protocol, TypeVar
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler, default_collate
 
-from common.errors import WORKER_KILLED, UserError, explain_failure
+from common.errors import WORKER_KILLED, UserError, error_context, explain_failure
 from common.targets import make_eval_sample, make_sample
 from common.types import Annotation, EvalSample, Sample
 from common.utils.augment import Augmentation, AugmentationRange, draw_augmentation
 from common.utils.frames import Frames
 from common.utils.images import load_image, quiet_opencv
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]  # an optional module
+
 T = TypeVar("T")
 
-# A broken sample is replaced at most this often in a row: more is no accident.
-MAX_REPLACED = 100
+MAX_REPLACED = 100  # broken samples in a row; more is not an accident
+PREFETCHED = 2  # batches that each worker holds ready, PyTorch's default
+MAX_FILES = 1 << 16  # open files a process may ask for: some programs walk through all that they may have
+FILES_PER_BATCH = 64  # open files of a batch on its way from a worker: one for each tensor, and pipes
 
 
 class Source(Protocol):
-    """What a dataset knows; one class for each under data/."""
+    """What a dataset knows; one class each under data/."""
 
     name: str
     split: str
@@ -42,24 +50,37 @@ class Source(Protocol):
 
     def annotation(self, index: int) -> Annotation: ...
 
+    # For tool/doctor.py.
+    def files(self, index: int) -> list[Path]: ...
+
+    def problems(self) -> Sequence[tuple[int, str]]: ...
+
+    def counts(self) -> dict[str, int]: ...
+
+    def check_cache(self) -> None: ...
+
 
 class HandDataset(Dataset):
-    """The pictures of one source as samples.
+    """The images of one source as samples.
 
     Args:
-        source: where annotations come from.
+        source: provides the annotations.
         frames: sizes of the frames.
-        box_extension: the body box is enlarged by this.
+        box_extension: factor by which the body box is enlarged.
+
+    Attributes:
+        exchanged: (1,) int64, images so far whose sides are exchanged against the annotation, of all workers.
     """
 
     def __init__(self, source: Source, frames: Frames, box_extension: float) -> None:
         self.source, self.frames, self.box_extension = source, frames, box_extension
+        self.exchanged = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.source)
 
     def id(self, index: int) -> str:
-        """How messages call a sample."""
+        """The name of an annotation in messages."""
         id = self.source.id(index)
         return f"{self.source.name} {'/'.join(map(str, id)) if isinstance(id, tuple) else id}"
 
@@ -69,27 +90,29 @@ class HandDataset(Dataset):
         Raises:
             UserError: names the annotation and what is wrong with it or its files.
         """
-        with self._named(index):
-            annotation = self.source.annotation(index)
-            image = load_image(annotation.image_path)
+        with error_context(self.id(index)):
+            annotation, image = self._load(index)
             return make_sample(
                 annotation, image, augmentation, self.frames, self.box_extension, self.id(index), replaced, float_crop
             )
 
     def __getitem__(self, index: int) -> EvalSample:
         """The test item of one annotation. Raises UserError like `sample`."""
-        with self._named(index):
-            annotation = self.source.annotation(index)
-            image = load_image(annotation.image_path)
+        with error_context(self.id(index)):
+            annotation, image = self._load(index)
             return make_eval_sample(annotation, image, self.frames, self.box_extension, self.id(index))
 
-    @contextmanager
-    def _named(self, index: int) -> Iterator[None]:
-        """Says which annotation an error is about."""
-        try:
-            yield
-        except UserError as error:
-            raise UserError(f"{self.id(index)}: {error}") from None
+    def _load(self, index: int) -> tuple[Annotation, np.ndarray]:
+        annotation = self.source.annotation(index)
+        image = load_image(annotation.image_path)
+        height, width = annotation.image_size
+        if image.shape[:2] == (width, height) and width != height:
+            # InterHand2.6M has such images (camera 400412). As published, the annotation's size is used.
+            self.exchanged += 1
+            if self.exchanged == 1:
+                text = f"{annotation.image_path} has its sides exchanged against its annotation, perhaps others too"
+                print(f"warning: {text}; they are read with the annotation's size", file=sys.stderr, flush=True)
+        return annotation, image
 
 
 class EvalItems(Dataset):
@@ -124,10 +147,10 @@ def collate_readable(items: Sequence[tuple[int, EvalSample | str]]) -> tuple[lis
 
 
 class SampleKey(NamedTuple):
-    """A place in the order of training, which says all that a sample depends on."""
+    """A position in the order of training: all that a sample depends on."""
 
     part: int  # which dataset
-    index: int  # which of its annotations
+    index: int  # type: ignore[assignment]  # which of its annotations; tuple.index is not used
     epoch: int
     position: int  # in the epoch's order
 
@@ -138,9 +161,9 @@ class MixedDataset(Dataset):
     Args:
         parts_3d, parts_2d: datasets with and without depth.
         seed: of all draws.
-        limits: what augmentations are drawn from.
-        skip_bad: a broken sample is replaced by another of its dataset and counted (`Sample.replaced`), instead of
-            an error.
+        limits: the range that augmentations are drawn from.
+        skip_bad: replace a broken sample by another of its dataset and count it (`Sample.replaced`), instead of
+            raising an error.
     """
 
     def __init__(
@@ -154,14 +177,14 @@ class MixedDataset(Dataset):
         self.parts = [*parts_3d, *parts_2d]
         self.group_sizes = [[len(part) for part in group] for group in (parts_3d, parts_2d)]
         self.seed, self.limits, self.skip_bad = seed, limits or AugmentationRange(), skip_bad
-        self._told: set[tuple[int, int]] = set()
+        self._reported: set[tuple[int, int]] = set()
 
     def augmentation(self, key: SampleKey) -> Augmentation:
-        """The augmentation at a place."""
+        """The augmentation at a position."""
         return draw_augmentation(np.random.default_rng((self.seed, key.epoch, key.position)), self.limits)
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        """Raises UserError, which names the annotation, if it is broken and not to be skipped."""
+        """Raises UserError, which names the annotation, if it is broken and `skip_bad` is not set."""
         part, index, augmentation = self.parts[key.part], key.index, self.augmentation(key)
         for replaced in range(MAX_REPLACED):
             try:
@@ -170,26 +193,27 @@ class MixedDataset(Dataset):
                 if not self.skip_bad:
                     raise
                 problem = error
-            if (key.part, index) not in self._told:
-                self._told.add((key.part, index))
+            if (key.part, index) not in self._reported:
+                self._reported.add((key.part, index))
                 print(f"skipped {problem}", file=sys.stderr, flush=True)
             rng = np.random.default_rng((self.seed, key.epoch, key.position, replaced + 1))
             index = int(rng.integers(len(part)))
-        raise UserError(f"{MAX_REPLACED} samples in a row cannot be used, the last is {problem}")
+        raise UserError(f"{MAX_REPLACED} samples in a row cannot be used; the last: {problem}")
 
 
 def mix_groups(counts: Sequence[int], rng: np.random.Generator) -> np.ndarray:
     """An epoch's annotations before shuffling: every group as long as the longest.
 
-    A shorter group is repeated whole as often as it fits, the rest is drawn at random. Empty groups are left out.
+    A shorter group is repeated whole as often as it fits; the rest is drawn at random. Empty groups are skipped.
 
     Args:
-        counts: annotations of each group.
+        counts: number of annotations in each group.
 
     Returns:
         Indices into the concatenation of all groups, (present groups x longest,) int64.
     """
-    longest, start, order = max(counts), 0, []
+    longest, start = max(counts), 0
+    order: list[np.ndarray] = []
     for count in counts:
         if count:
             whole = np.tile(np.arange(count), longest // count)
@@ -202,14 +226,14 @@ def mix_groups(counts: Sequence[int], rng: np.random.Generator) -> np.ndarray:
 class MixedSampler(Sampler[list[SampleKey]]):
     """The batches of one process, as keys of a `MixedDataset`; for `DataLoader(batch_sampler=...)`.
 
-    A global batch is a run of the shuffled epoch; process `rank` takes every `world`-th sample of it, from its own on.
+    A global batch is a run of the shuffled epoch; process `rank` takes every `world`-th sample, starting at `rank`.
     The last, partial batch is dropped.
 
     Args:
-        group_sizes: annotations of each dataset, by group, see `MixedDataset.group_sizes`.
-        global_batch: samples of all processes together.
+        group_sizes: number of annotations of each dataset, by group; see `MixedDataset.group_sizes`.
+        global_batch: samples per step in all processes together.
         seed: of the order.
-        rank, world: this process and how many there are.
+        rank, world: this process and the number of processes.
 
     Raises:
         UserError: there are no samples, or fewer than a batch, or the batch does not divide among the processes.
@@ -232,7 +256,7 @@ class MixedSampler(Sampler[list[SampleKey]]):
         self.epoch, self.start_step = 0, 0
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """What the next iteration gives: this epoch, from this step on."""
+        """Set what the next iteration yields: this epoch, from this step on."""
         self.epoch, self.start_step = epoch, start_step
 
     def __len__(self) -> int:
@@ -251,14 +275,55 @@ class MixedSampler(Sampler[list[SampleKey]]):
         return SampleKey(part, index - int(self.starts[part]), epoch, position)
 
 
-def loader_workers(limit: int, processes: int, batches: int) -> int:
-    """How many loader workers a process starts: at most `limit`, and not more than it has batches to load.
+# ---- Loader workers ----
+
+
+def loader_workers(limit: int, processes: int, batches: int | None = None) -> int:
+    """Number of loader workers of this process.
 
     Args:
-        processes: on this machine; they share the CPU cores that this process may use.
+        limit: at most so many.
+        processes: of this machine, which share the cores that this job may use.
+        batches: that the loader makes; more workers than that would have nothing to do.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(limit, max(1, cores // processes), batches)
+    return min(limit, max(1, cores // processes), limit if batches is None else batches)
+
+
+def check_machine(workers: int, batch_bytes: int) -> None:
+    """Prepare this process for its loader workers, before they start.
+
+    Batches pass from the workers through shared memory: each tensor needs an open file, and all of them need space.
+
+    Args:
+        workers: of this process.
+        batch_bytes: size of one batch.
+
+    Raises:
+        UserError: the shared memory is too small.
+    """
+    if not workers:
+        return
+    batches = workers * PREFETCHED + 1
+    if resource:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            with suppress(ValueError, OSError):  # the system allows less than it says
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if soft != resource.RLIM_INFINITY and soft < batches * FILES_PER_BATCH:
+            torch.multiprocessing.set_sharing_strategy("file_system")  # does not keep files open
+    shared = Path("/dev/shm")  # where Linux has it; elsewhere its size is not known
+    if shared.is_dir():
+        status = os.statvfs(shared)
+        free = status.f_bavail * status.f_frsize
+        if free < batches * batch_bytes:
+            raise UserError(
+                f"the shared memory /dev/shm has {free / 2**20:.0f} MiB free, {workers} loader workers need "
+                f"{batches * batch_bytes / 2**20:.0f} MiB; in Docker give --shm-size or --ipc=host, or use fewer "
+                "--workers (0 needs none)"
+            )
 
 
 def init_worker(worker: int) -> None:
@@ -285,8 +350,8 @@ def unwrap_worker_errors(batches: Iterable[T]) -> Iterator[T]:
         raise UserError(WORKER_KILLED) from None
 
 
-def to_device(batch: T, device: torch.device) -> T:
-    """The tensors of a batch, of nested named tuples, to a device; the rest as it is."""
+def to_device(batch: Any, device: torch.device) -> Any:
+    """The tensors of a batch, of nested named tuples, on a device; the rest as it is."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
     if hasattr(batch, "_fields"):

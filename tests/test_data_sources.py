@@ -207,7 +207,7 @@ def test_broken_pictures_and_meshes_are_named(copy):
     assert set(found) == {60, 65, 70, 75, 80, 85, 95, 100}
     for id, word in {60: "No such file", 65: "cut short", 70: "empty", 75: "the annotation says 640 x 480"}.items():
         assert word in found[id] and f"HIC {id}" in found[id] and ".jpg" in found[id], found[id]
-    for id, word in {80: "no ply", 85: "700 vertices", 95: "NaN", 100: "No such file"}.items():
+    for id, word in {80: "not a ply", 85: "700 vertices", 95: "NaN", 100: "No such file"}.items():
         assert word in found[id] and f"HIC {id}" in found[id], found[id]
 
 

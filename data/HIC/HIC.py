@@ -18,8 +18,10 @@ from data.reading import (
     FileName,
     Pixels,
     Problems,
+    StoredSource,
     by_id,
     explain,
+    id_of,
     path_in,
     raise_problem,
     read_json,
@@ -49,46 +51,40 @@ class Label(msgspec.Struct, gc=False):
     left_mano_path: FileName | None
 
 
-class Id(msgspec.Struct, gc=False):
-    id: EntryId = -1
-
-
 class DataFile(msgspec.Struct):
     images: list[Image]
     annotations: list[msgspec.Raw]
 
 
-class HIC:
+class HIC(StoredSource):
     """The annotations.
 
     Args:
         root: the dataset's folder.
         split: test; there is no other.
         cache: folder of the annotation cache; default: `cache` in `root`.
-        rebuild: make the cache anew.
+        rebuild: build the cache again.
 
     Raises:
         UserError: another split, or a file is missing or is not what it should be.
     """
 
     name = "HIC"
-    in_the_wild = False
 
     def __init__(self, root: Path, split: str, cache: Path | None = None, rebuild: bool = False) -> None:
         if split != "test":
             raise UserError(f"HIC has no {split} split; it can only be the test set")
         self.split = split
         file = root / HIC_JSON
-        self.folder = file.parent  # paths in the file are relative to it
+        self.images = file.parent  # paths in the file are relative to it
         require(self.name, [file])
         build = partial(build_columns, file)
         self._columns = open_store(cache or root / "cache", f"{self.name}_{split}", [file], VERSION, build, rebuild)
 
-    def __len__(self) -> int:
-        return len(self._columns["id"])
-
-    def id(self, index: int) -> int:
-        return int(self._columns["id"][index])
+    def files(self, index: int) -> list[Path]:
+        """The image and the meshes. Raises UserError as `path_in`."""
+        meshes = [self._columns[f"{side}_mesh"][index] for side in SIDES]
+        return super().files(index) + [path_in(self.images, mesh) for mesh in meshes if mesh]
 
     @np.errstate(divide="ignore", invalid="ignore")  # of a mesh that touches the camera; it is named later
     def annotation(self, index: int) -> Annotation:
@@ -99,7 +95,7 @@ class HIC:
         for hand, side in enumerate(SIDES):
             path = columns[f"{side}_mesh"][index]
             if path:
-                vertices_cam[hand], valid[hand] = read_mesh(path_in(self.folder, path), VERTEX_COUNT), True
+                vertices_cam[hand], valid[hand] = read_mesh(path_in(self.images, path), VERTEX_COUNT), True
         # A missing hand has no depth to divide by.
         points = np.where(valid[:, None, None], vertices_cam, 1.0)
         boxes, _ = bbox_from_points(
@@ -108,7 +104,7 @@ class HIC:
         height, width = columns["image_size"][index].tolist()
         return Annotation(
             id=int(columns["id"][index]),
-            image_path=path_in(self.folder, columns["file_name"][index]),
+            image_path=self.files(index)[0],
             image_size=(height, width),
             hand_type=HAND_TYPES[columns["hand_type"][index]],
             boxes_image=xywh_to_xyxy(boxes),
@@ -132,7 +128,7 @@ def build_columns(file: Path) -> Columns:
         except (*UNREADABLE, KeyError) as error:
             text = f"there is no image {error}" if isinstance(error, KeyError) else explain(error)
             problems.add(row, f"{file}, annotations[{row}]: {text}")
-            labels.append(_broken(raw))
+            labels.append(Label(id_of(raw), -1, "right", None, None))  # stands in for it
             found.append(Image(-1, "", 0, 0))
     return {
         "id": np.array([label.id for label in labels], np.int64),
@@ -145,12 +141,3 @@ def build_columns(file: Path) -> Columns:
         },
         **problems.columns(np.arange(len(labels))),
     }
-
-
-def _broken(raw: msgspec.Raw) -> Label:
-    """Stands in for an annotation that cannot be read."""
-    try:
-        id = msgspec.json.decode(raw, type=Id).id
-    except UNREADABLE:
-        id = -1
-    return Label(id, -1, "right", None, None)

@@ -1,18 +1,18 @@
 """InterHand2.6M: annotations/{split}/InterHand2.6M_{split}_*.json (data, camera, joint_3d, MANO_NeuralAnnot).
 
-Cameras, joints and MANO fits are in world axes. In the files cameras and joints are in mm and MANO fits in m; here all
-is in m.
+Cameras, joints and MANO fits are in world axes. In the files cameras and joints are in mm and MANO fits in m; here
+everything is in m.
 """
 
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
 from tqdm import tqdm
 
-from common.errors import UserError
+from common.errors import UserError, error_context
 from common.types import HAND_TYPES, LEFT, RIGHT, Annotation
 from common.utils.boxes import bbox_from_points, sanitize_boxes_xywh, xywh_to_xyxy
 from common.utils.camera import CaptureCamera, project_pinhole, world_to_cam
@@ -26,10 +26,12 @@ from data.reading import (
     Pixels,
     Positive,
     Problems,
+    StoredSource,
+    Vector3,
     as_mano,
+    exactly,
     explain,
-    matrix,
-    path_in,
+    id_of,
     raise_problem,
     read_file,
     read_json,
@@ -64,10 +66,6 @@ class Label(msgspec.Struct, gc=False):
     hand_type: Literal["right", "left", "interacting"]
 
 
-class Id(msgspec.Struct, gc=False):
-    id: EntryId = -1
-
-
 class DataFile(msgspec.Struct):
     images: list[msgspec.Raw]
     annotations: list[msgspec.Raw]
@@ -81,7 +79,7 @@ class CaptureCameras(msgspec.Struct):
 
 
 class FrameJoints(msgspec.Struct, gc=False):
-    world_coord: matrix(42, 3)
+    world_coord: Annotated[list[Vector3], exactly(42)]
     joint_valid: msgspec.Raw
 
 
@@ -90,7 +88,7 @@ class FrameMano(msgspec.Struct, gc=False):
     left: HandParams | None
 
 
-class InterHand26M:
+class InterHand26M(StoredSource):
     """The annotations of a split.
 
     Args:
@@ -100,14 +98,13 @@ class InterHand26M:
             `aid_human_annot_{split}.txt`, for test without that file the published list. Default: train all, test
             human.
         cache: folder of the annotation cache; default: `cache` in `root`.
-        rebuild: make the cache anew.
+        rebuild: build the cache again.
 
     Raises:
         UserError: a file is missing or is not what it should be.
     """
 
     name = "InterHand26M"
-    in_the_wild = False
     index_joints = reorder_index(INTERHAND_JOINTS)
 
     def __init__(
@@ -147,15 +144,6 @@ class InterHand26M:
         rows = np.asarray(self._columns["known_row"])[places]
         return rows[rows >= 0]
 
-    def __len__(self) -> int:
-        return len(self._columns["id"] if self._rows is None else self._rows)
-
-    def id(self, index: int) -> int:
-        return int(self._columns["id"][self._row(index)])
-
-    def _row(self, index: int) -> int:
-        return int(index if self._rows is None else self._rows[index])
-
     @np.errstate(divide="ignore", invalid="ignore")  # of a joint in the camera's plane; it is named later
     def annotation(self, index: int) -> Annotation:
         """Raises UserError if the annotation was found broken."""
@@ -163,10 +151,11 @@ class InterHand26M:
         raise_problem(columns, row)
         camera_row, frame = int(columns["camera"][row]), int(columns["frame"][row])
         numbers = np.asarray(columns["camera_numbers"][camera_row])
-        camera = CaptureCamera(numbers[12:14], numbers[14:16], numbers[:9].reshape(3, 3), numbers[9:12])
+        rotation, transl = numbers[:9].reshape(3, 3), numbers[9:12]
+        camera = CaptureCamera(numbers[12:14], numbers[14:16], rotation, transl)
         valid = np.asarray(columns["joints_valid"][row])
         joints_world = np.asarray(columns["joints_world"][frame], np.float64)
-        joints_cam = world_to_cam(joints_world, camera.rotation, camera.transl)
+        joints_cam = world_to_cam(joints_world, rotation, transl)
         # Set by the 3D annotation alone: the no-box rule invalidates joints without moving them.
         joints_cam[~np.asarray(columns["joints_known"][frame])] = INVALID_JOINT_CAM
         boxes_valid = np.asarray(columns["boxes_valid"][row])
@@ -174,7 +163,7 @@ class InterHand26M:
         height, width = columns["image_size"][row].tolist()
         return Annotation(
             id=int(columns["id"][row]),
-            image_path=path_in(self.images, columns["file_name"][row]),
+            image_path=self.files(index)[0],
             image_size=(height, width),
             hand_type=HAND_TYPES[columns["hand_type"][row]],
             boxes_image=np.asarray(columns["boxes_image"][row]),
@@ -192,11 +181,9 @@ class InterHand26M:
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """One id a line."""
-    try:
+    """One id per line."""
+    with error_context(f"{path}: it should hold one annotation id a line", ValueError, OverflowError):
         return np.array([int(line) for line in read_file(path).split()], np.int64)
-    except (ValueError, OverflowError) as error:
-        raise UserError(f"{path}: it should hold one annotation id a line ({error})") from None
 
 
 def build_columns(data_file: Path, camera_file: Path, joint_file: Path, mano_file: Path) -> Columns:
@@ -204,10 +191,11 @@ def build_columns(data_file: Path, camera_file: Path, joint_file: Path, mano_fil
     problems = Problems()
     cameras, camera_rows = _read_cameras(camera_file)
     frames, frame_rows, frame_problems = _read_frames(joint_file, mano_file)
-    labels = _read_labels(data_file, joint_file, camera_file, camera_rows, frame_rows, frame_problems, problems)
+    labels, file_names = _read_labels(
+        data_file, joint_file, camera_file, camera_rows, frame_rows, frame_problems, problems
+    )
     kept = _apply_rules(labels, cameras, frames, problems)
     rows = np.flatnonzero(kept)
-    file_names = labels.pop("file_name")
     order = np.argsort(labels["id"], kind="stable")
     new_row = np.where(kept, np.cumsum(kept) - 1, -1)
     return {
@@ -224,19 +212,20 @@ def build_columns(data_file: Path, camera_file: Path, joint_file: Path, mano_fil
 
 def _read_cameras(path: Path) -> tuple[np.ndarray, dict[tuple[int, str], int]]:
     """(C, 16) R, t in m, focal, princpt; and the row of each (capture, camera)."""
-    numbers, rows = [], {}
-    for capture, cameras in read_json(path, dict[str, CaptureCameras]).items():
-        for name, rotation in cameras.camrot.items():
-            try:
-                rotation = np.array(rotation, np.float64).reshape(3, 3)
-                place, focal, princpt = (
-                    np.array(values[name], np.float64).reshape(size)
-                    for values, size in ((cameras.campos, 3), (cameras.focal, 2), (cameras.princpt, 2))
-                )
-                rows[int(capture), name] = len(numbers)
-                numbers.append(np.concatenate((rotation.ravel(), -rotation @ place / 1000, focal, princpt)))
-            except (KeyError, ValueError) as error:
-                raise UserError(f"{path}: capture {capture}, camera {name} is not complete ({error})") from None
+    numbers: list[np.ndarray] = []
+    rows: dict[tuple[int, str], int] = {}
+    for capture, raw in read_json(path, dict[str, msgspec.Raw]).items():
+        with error_context(f"{path}: capture {capture}", *UNREADABLE, ValueError):
+            cameras = msgspec.json.decode(raw, type=CaptureCameras)
+            for name, rows_of_rotation in cameras.camrot.items():
+                with error_context(f"camera {name} is not complete", KeyError, ValueError):
+                    rotation = np.array(rows_of_rotation, np.float64).reshape(3, 3)
+                    place = np.array(cameras.campos[name], np.float64).reshape(3)
+                    focal, princpt = (
+                        np.array(c[name], np.float64).reshape(2) for c in (cameras.focal, cameras.princpt)
+                    )
+                    rows[int(capture), name] = len(numbers)
+                    numbers.append(np.concatenate((rotation.ravel(), -rotation @ place / 1000, focal, princpt)))
     if not numbers:
         raise UserError(f"{path} holds no camera")
     return np.stack(numbers), rows
@@ -320,20 +309,20 @@ def _read_labels(
     frame_rows: dict[tuple[int, int], int],
     frame_problems: dict[int, str],
     problems: Problems,
-) -> dict[str, np.ndarray | list[str]]:
-    """All annotations of the file, in its order; what is wrong with one goes to `problems`."""
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """All annotations of the file, in its order, and their images; what is wrong with one goes to `problems`."""
     content = read_json(data_file, DataFile)
     images = _read_images(content.images)
     content.images.clear()
     decode, count = msgspec.json.Decoder(Label).decode, len(content.annotations)
-    labels: dict[str, np.ndarray | list[str]] = {
+    file_names = [""] * count
+    labels: dict[str, np.ndarray] = {
         "id": np.full(count, -1, np.int64),
         "image_size": np.zeros((count, 2), np.int32),
         "hand_type": np.zeros(count, np.int8),
         "camera": np.zeros(count, np.int32),
         "frame": np.zeros(count, np.int32),
         "joints_scored": np.zeros((count, 42), bool),
-        "file_name": [""] * count,
     }
     for row, raw in enumerate(tqdm(content.annotations, desc="annotations", delay=1, leave=False)):
         try:
@@ -349,18 +338,18 @@ def _read_labels(
             if frame is None:
                 raise ValueError(f"{joint_file} has no frame {image.frame_idx} of capture {image.capture}")
         except (*UNREADABLE, ValueError) as error:
-            labels["id"][row] = _id(raw)
+            labels["id"][row] = id_of(raw)
             problems.add(row, f"{data_file}, annotations[{row}]: {explain(error)}")
             continue
         labels["id"][row], labels["joints_scored"][row] = label.id, flags
         labels["image_size"][row] = image.height, image.width
         labels["hand_type"][row] = HAND_TYPES.index(label.hand_type)
         labels["camera"][row], labels["frame"][row] = camera, frame
-        labels["file_name"][row] = image.file_name
+        file_names[row] = image.file_name
         if frame in frame_problems:
             problems.add(row, frame_problems[frame])
     labels["joints_scored"] = by_hand(labels["joints_scored"])
-    return labels
+    return labels, file_names
 
 
 def _read_images(raws: list[msgspec.Raw]) -> dict[int, Image | str]:
@@ -372,16 +361,8 @@ def _read_images(raws: list[msgspec.Raw]) -> dict[int, Image | str]:
             image = decode(raw)
             images[image.id] = f"the image id {image.id} is there twice" if image.id in images else image
         except UNREADABLE as error:
-            images[_id(raw)] = f"images[{place}]: {explain(error)}"
+            images[id_of(raw)] = f"images[{place}]: {explain(error)}"
     return images
-
-
-def _id(raw: msgspec.Raw) -> int:
-    """The id of a broken entry, -1 if that is broken too."""
-    try:
-        return msgspec.json.decode(raw, type=Id).id
-    except UNREADABLE:
-        return -1
 
 
 def _apply_rules(labels: dict[str, np.ndarray], cameras: np.ndarray, frames: Columns, problems: Problems) -> np.ndarray:
@@ -415,7 +396,7 @@ def _apply_rules(labels: dict[str, np.ndarray], cameras: np.ndarray, frames: Col
             joints_image = project_pinhole(joints_cam, numbers[:, None, None, 12:14], numbers[:, None, None, 14:])
             boxes, found = bbox_from_points(joints_image, scored[part], HAND_BOX_EXTENSION)
         for row in start + np.flatnonzero((~np.isfinite(boxes)).any((1, 2))):
-            problems.add(int(row), "a joint lies in the plane of the camera, so that it has no place in the picture")
+            problems.add(int(row), "a joint lies in the plane of the camera, so that it has no place in the image")
             kept[row] = True
         boxes, usable = sanitize_boxes_xywh(boxes, labels["image_size"][part][:, None])
         usable &= found

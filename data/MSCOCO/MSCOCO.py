@@ -20,19 +20,22 @@ from data.reading import (
     LARGEST,
     UNREADABLE,
     EntryId,
+    Focal,
     HandParams,
     Number,
     Pixels,
-    Positive,
     Problems,
+    StoredSource,
+    Vector2,
+    Vector4,
     as_mano,
     by_id,
+    exactly,
     explain,
-    path_in,
+    id_of,
     raise_problem,
     read_json,
     require,
-    vector,
 )
 from data.store import Columns, StringColumn, open_store
 
@@ -40,6 +43,9 @@ VERSION = 3  # of the columns
 FILE_SPLITS = {"train": "train", "test": "val"}
 # Keeps the type of a JSON number: `8` is an int, `8.0` a float.
 IntegerOrNumber = Annotated[int, msgspec.Meta(ge=-int(LARGEST), le=int(LARGEST))] | Number
+
+
+Keypoints = Annotated[list[Number], exactly(63)]
 
 
 class Image(msgspec.Struct, gc=False):
@@ -54,17 +60,13 @@ class Person(msgspec.Struct, gc=False):
     image_id: EntryId
     iscrowd: int
     num_keypoints: int
-    bbox: vector(4, IntegerOrNumber)
+    bbox: Annotated[list[IntegerOrNumber], exactly(4)]
     lefthand_valid: bool
     righthand_valid: bool
-    lefthand_box: vector(4)
-    righthand_box: vector(4)
-    lefthand_kpts: vector(63)
-    righthand_kpts: vector(63)
-
-
-class Id(msgspec.Struct, gc=False):
-    id: EntryId = -1
+    lefthand_box: Vector4
+    righthand_box: Vector4
+    lefthand_kpts: Keypoints
+    righthand_kpts: Keypoints
 
 
 class DataFile(msgspec.Struct):
@@ -73,8 +75,8 @@ class DataFile(msgspec.Struct):
 
 
 class ImageCamera(msgspec.Struct, gc=False):
-    focal: vector(2, Positive)
-    princpt: vector(2)
+    focal: Focal
+    princpt: Vector2
 
 
 class HandFit(msgspec.Struct, gc=False):
@@ -87,14 +89,14 @@ class Fits(msgspec.Struct, gc=False):
     left: HandFit | None
 
 
-class MSCOCO:
+class MSCOCO(StoredSource):
     """The people with a visible hand in a split.
 
     Args:
         root: the dataset's folder.
         split: train; or test, which is val2017.
         cache: folder of the annotation cache; default: `cache` in `root`.
-        rebuild: make the cache anew.
+        rebuild: build the cache again.
 
     Raises:
         UserError: a file is missing or is not what it should be.
@@ -113,12 +115,6 @@ class MSCOCO:
         build = partial(build_columns, *files)
         self._columns = open_store(cache or root / "cache", f"{self.name}_{split}", files, VERSION, build, rebuild)
 
-    def __len__(self) -> int:
-        return len(self._columns["id"])
-
-    def id(self, index: int) -> int:
-        return int(self._columns["id"][index])
-
     def annotation(self, index: int) -> Annotation:
         """Raises UserError if the annotation was found broken."""
         columns = self._columns
@@ -130,7 +126,7 @@ class MSCOCO:
         focal, princpt = np.asarray(columns["focal"][index]), np.asarray(columns["princpt"][index])
         return Annotation(
             id=int(columns["id"][index]),
-            image_path=path_in(self.images, columns["file_name"][index]),
+            image_path=self.files(index)[0],
             image_size=(height, width),
             body_box_image=body_box.astype(np.int64) if columns["body_box_is_integer"][index] else body_box,
             boxes_image=np.asarray(columns["boxes_image"][index]),
@@ -153,7 +149,8 @@ def build_columns(data_file: Path, mano_file: Path | None = None) -> Columns:
     images = by_id(content.images, data_file)
     fits = read_json(mano_file, dict[str, msgspec.Raw]) if mano_file else {}
     decode = msgspec.json.Decoder(Person).decode
-    problems, people = Problems(), []
+    problems = Problems()
+    people: list[Person] = []
     for place, raw in enumerate(tqdm(content.annotations, desc="annotations", delay=1, leave=False)):
         try:
             person = decode(raw)
@@ -179,12 +176,8 @@ def _is_used(person: Person, image: Image) -> bool:
 
 def _broken(raw: msgspec.Raw, images: dict[int, Image]) -> Person:
     """Stands in for an annotation that cannot be read."""
-    try:
-        id = msgspec.json.decode(raw, type=Id).id
-    except UNREADABLE:
-        id = -1
     zeros = [0.0] * 63
-    return Person(id, -1, 0, 0, zeros[:4], False, False, zeros[:4], zeros[:4], zeros, zeros)
+    return Person(id_of(raw), -1, 0, 0, zeros[:4], False, False, zeros[:4], zeros[:4], zeros, zeros)
 
 
 def _columns(people: list[Person], images: dict[int, Image]) -> Columns:

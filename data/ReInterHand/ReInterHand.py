@@ -1,14 +1,16 @@
-"""Re:InterHand: one folder a capture, data/m--*/, with pictures of studio (Mugsy) or worn (Ego) cameras.
+"""Re:InterHand: one folder per capture, data/m--*/, with images of studio (Mugsy) or worn (Ego) cameras.
 
 Images: Mugsy_cameras/{envmap_mode}/images/{camera}/%06d.png or Ego_cameras/{envmap_mode}/images/%06d.png.
 Joints: orig_fits/{right,left}/Keypoints/keypoint-%06d.json (mm), MANO: mano_fits/params/{frame}_{right,left}.json (m);
-both in world axes. They are small files, read one by one when a sample asks for them.
+both in world axes. These small files are read one by one, when a sample needs them.
 """
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -20,7 +22,19 @@ from common.utils.boxes import bbox_from_points, xywh_to_xyxy
 from common.utils.camera import CaptureCamera, project_capture, world_to_cam
 from common.utils.joints import REINTERHAND_JOINTS, reorder_index
 from data.layouts import is_test_capture
-from data.reading import HandParams, Positive, as_mano, matrix, read_file, read_json, require, vector
+from data.reading import (
+    Focal,
+    HandParams,
+    Matrix3,
+    Vector2,
+    Vector3,
+    Vector4,
+    as_mano,
+    exactly,
+    read_file,
+    read_json,
+    require,
+)
 
 CAMERA_MODES = ("Mugsy_cameras", "Ego_cameras")
 ENVMAP_MODES = ("envmap_per_frame", "envmap_per_segment")
@@ -30,17 +44,22 @@ NEAREST_DEPTH = 1e-4  # m, stands for a depth of 0, through which nothing can be
 STUB = REINTERHAND_JOINTS.index("Forearm_Stub")
 
 
+Keypoints = Annotated[list[Vector3], exactly(24)]
+
+
 class CameraFile(msgspec.Struct):
-    R: matrix(3, 3)
-    t: vector(3)
-    focal: vector(2, Positive)
-    princpt: vector(2)
-    D: vector(4) | None = None
+    R: Matrix3
+    t: Vector3
+    focal: Focal
+    princpt: Vector2
+    D: Vector4 | None = None
 
     def camera(self) -> CaptureCamera:
-        numbers = (np.array(x, np.float64) for x in (self.focal, self.princpt, self.R))
+        """Metres and pixels."""
         distortion = None if self.D is None else np.array(self.D)
-        return CaptureCamera(*numbers, np.array(self.t) / 1000, distortion)
+        return CaptureCamera(
+            np.array(self.focal), np.array(self.princpt), np.array(self.R), np.array(self.t) / 1000, distortion
+        )
 
 
 @dataclass(frozen=True)
@@ -53,7 +72,7 @@ class Shot:
 
 
 class ReInterHand:
-    """The pictures of a split. Captures, cameras and frames are in sorted order.
+    """The images of a split. Captures, cameras and frames are in sorted order.
 
     Args:
         root: the dataset's folder.
@@ -89,69 +108,88 @@ class ReInterHand:
         )
         if not captures:
             require(self.name, [self.folder / f"m--* (a {split} capture)"])
-        self._shots = [shot for capture in captures for shot in self._list_shots(capture)]
-        self._ends = np.cumsum([len(shot.frames) for shot in self._shots])
+        needed = [f"{cam_mode}/{envmap_mode}/images", "orig_fits", "mano_fits"]
+        needed += ["Mugsy_cameras/cam_params.json"] if cam_mode == "Mugsy_cameras" else []
+        require(self.name, [self.folder / capture / name for capture in captures for name in needed])
+        self.shots = [shot for capture in captures for shot in self._list_shots(capture)]
+        self._ends = np.cumsum([len(shot.frames) for shot in self.shots])
         if not len(self):
-            raise UserError(f"ReInterHand: there is no picture of {cam_mode}, {envmap_mode} below {self.folder}")
+            raise UserError(f"ReInterHand: there is no image of {cam_mode}, {envmap_mode} below {self.folder}")
         self._cameras: dict[str, dict[str, CameraFile]] = {}
 
     def _list_shots(self, capture: str) -> list[Shot]:
         folder = self.folder / capture
-        pictures = folder / self.cam_mode / self.envmap_mode
-        require(self.name, [pictures / "images", folder / "orig_fits", folder / "mano_fits"])
+        images = folder / self.cam_mode / self.envmap_mode
         if self.cam_mode == "Ego_cameras":
-            visible = read_json(pictures / "truncation_ratio.json", dict[str, float])
-            frames = read_frame_list(folder / "frame_list.txt")
-            unknown = [frame for frame in frames if f"{frame:06d}" not in visible]
+            visible = read_json(images / "truncation_ratio.json", dict[str, float])
+            listed = read_frame_list(folder / "frame_list.txt")
+            unknown = [frame for frame in listed if f"{frame:06d}" not in visible]
             if unknown:
-                raise UserError(f"{pictures / 'truncation_ratio.json'} has no frame {unknown[0]:06d} of frame_list.txt")
-            kept = [frame for frame in frames if visible[f"{frame:06d}"] >= MIN_VISIBLE]
+                raise UserError(f"{images / 'truncation_ratio.json'} has no frame {unknown[0]:06d} of frame_list.txt")
+            kept = [frame for frame in listed if visible[f"{frame:06d}"] >= MIN_VISIBLE]
             return [Shot(capture, None, np.array(kept, np.int32))]
-        require(self.name, [folder / "Mugsy_cameras" / "cam_params.json"])
-        cameras = sorted(path.name for path in (pictures / "images").iterdir() if path.is_dir())
+        cameras = sorted(path.name for path in (images / "images").iterdir() if path.is_dir())
         if self.envmap_mode == "envmap_per_segment":
             frames = np.array(read_frame_list(folder / "frame_list.txt"), np.int32)
             return [Shot(capture, camera, frames) for camera in cameras]
-        return [Shot(capture, camera, list_frames(pictures / "images" / camera)) for camera in cameras]
+        return [Shot(capture, camera, list_frames(images / "images" / camera)) for camera in cameras]
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def id(self, index: int) -> tuple[str, str | None, int]:
         place = int(np.searchsorted(self._ends, index, side="right"))
-        shot = self._shots[place]
+        shot = self.shots[place]
         return shot.capture, shot.camera, int(shot.frames[index - self._ends[place]])
 
-    def _camera(self, capture: str, name: str | None, frame: int) -> CaptureCamera:
+    def _camera(self, capture: str, name: str | None, frame: int) -> CameraFile:
         folder = self.folder / capture / self.cam_mode
         if name is None:
-            return read_json(folder / self.envmap_mode / "cam_params" / f"{frame:06d}.json", CameraFile).camera()
+            return read_json(folder / self.envmap_mode / "cam_params" / f"{frame:06d}.json", CameraFile)
         if capture not in self._cameras:
             self._cameras[capture] = read_json(folder / "cam_params.json", dict[str, CameraFile])
         if name not in self._cameras[capture]:
             raise UserError(f"{folder / 'cam_params.json'} has no camera {name}")
-        return self._cameras[capture][name].camera()
+        return self._cameras[capture][name]
+
+    def files(self, index: int) -> list[Path]:
+        """The image, the keypoints and the MANO fits of the right and left hand, and the camera of an Ego image."""
+        capture, camera, frame = self.id(index)
+        folder = self.folder / capture
+        mode = folder / self.cam_mode / self.envmap_mode
+        files = [mode / "images" / (camera or "") / f"{frame:06d}.png"]
+        files += [folder / "orig_fits" / side / "Keypoints" / f"keypoint-{frame:06d}.json" for side in SIDES]
+        files += [folder / "mano_fits" / "params" / f"{frame}_{side}.json" for side in SIDES]
+        return files + ([] if camera else [mode / "cam_params" / f"{frame:06d}.json"])
+
+    def problems(self) -> Sequence[tuple[int, str]]:
+        """None are known before a sample is read."""
+        return ()
+
+    def counts(self) -> dict[str, int]:
+        """Numbers of annotations, captures and cameras."""
+        captures = {shot.capture for shot in self.shots}
+        return {"annotations": len(self), "captures": len(captures), "cameras": len({s.camera for s in self.shots})}
+
+    def check_cache(self) -> None:
+        """There is no cache."""
 
     def annotation(self, index: int) -> Annotation:
         """Raises UserError if a file cannot be read or is not what it should be."""
         capture, camera_name, frame = self.id(index)
-        folder = self.folder / capture
-        pictures = folder / self.cam_mode / self.envmap_mode / "images"
-        image_path = pictures / (camera_name or "") / f"{frame:06d}.png"
+        image_path, *files = self.files(index)
         height, width = image_size = read_image_size(image_path)
-        camera = self._camera(capture, camera_name, frame)
-
-        keypoints = [folder / "orig_fits" / side / "Keypoints" / f"keypoint-{frame:06d}.json" for side in SIDES]
-        joints_world = np.array([read_json(path, matrix(24, 3)) for path in keypoints]) / 1000
-        joints_cam = world_to_cam(joints_world, camera.rotation, camera.transl)
+        numbers = self._camera(capture, camera_name, frame)
+        camera = numbers.camera()
+        joints_world = np.array([read_json(path, Keypoints) for path in files[:2]]) / 1000
+        joints_cam = world_to_cam(joints_world, np.array(numbers.R), np.array(numbers.t) / 1000)
         joints_cam[..., 2][joints_cam[..., 2] == 0] = NEAREST_DEPTH
         joints_image = project_capture(joints_cam, camera)
-        in_image = ((joints_image >= 0) & (joints_image < (width, height))).all(-1)
+        in_image = np.all((joints_image >= 0) & (joints_image < (width, height)), -1)
         in_image[:, STUB] = False
         boxes, boxes_valid = bbox_from_points(joints_image, in_image, HAND_BOX_EXTENSION)
 
-        fits = [folder / "mano_fits" / "params" / f"{frame}_{side}.json" for side in SIDES]
-        mano, mano_transl = as_mano(np.array([read_json(path, HandParams).numbers() for path in fits]))
+        mano, mano_transl = as_mano(np.array([read_json(path, HandParams).numbers() for path in files[2:4]]))
         all_joints = np.ones((2, len(self.index_joints)), bool)
         return Annotation(
             id=(capture, camera_name, frame),
@@ -177,7 +215,7 @@ def read_frame_list(path: Path) -> list[int]:
     try:
         frames = [int(line.split()[1]) for line in read_file(path).decode().splitlines() if line.strip()]
         if not all(0 <= frame < 10**9 for frame in frames):
-            raise ValueError("a frame number is beyond all others")
+            raise ValueError("a frame number is out of range")
         return frames
     except (ValueError, IndexError) as error:
         raise UserError(f"{path}: each line should be a segment and a frame number ({error})") from None
@@ -190,11 +228,11 @@ def list_frames(folder: Path) -> np.ndarray:
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
-    """(h, w) from the file's head. Raises UserError if it cannot be read or is no image."""
+    """(h, w) from the file's head. Raises UserError if it cannot be read or is not an image."""
     try:
         with Image.open(path) as image:
             return image.height, image.width
     except FileNotFoundError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except Exception:  # Pillow raises whatever its parsing runs into, and of its own for sizes beyond belief
-        raise UserError(f"cannot read {path}: it is no image, or it is damaged or cut short") from None
+    except Exception:  # Pillow raises whatever its parsing runs into, and an error of its own for implausible sizes
+        raise UserError(f"cannot read {path}: it is not an image, or it is damaged or cut short") from None

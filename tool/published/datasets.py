@@ -21,7 +21,7 @@ from common.utils.augment import Augmentation
 from common.utils.files import make_folder, write_json
 from common.utils.joints import INTERHAND_JOINTS, JOINTS
 from data.dataset import HandDataset, to_device
-from data.reading import read_json, vector
+from data.reading import Vector3, read_json
 from main.build import open_dataset
 from main.config import Config
 from tool.published.comparison import Report, compare, load_mano, load_npz, pairs
@@ -44,7 +44,7 @@ BORDER = 5e-3  # an in/out test whose point is this near to the border may go ei
 class RecordedAugmentation(msgspec.Struct):
     scale: float
     rot: float
-    color_scale: vector(3)
+    color_scale: Vector3
     do_flip: bool
 
 
