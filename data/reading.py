@@ -262,6 +262,10 @@ class StoredSource:
             counts["mano_fits"] = int(fitted[frames].sum())
         return counts
 
+    def column(self, name: str) -> np.ndarray:
+        """A column of numbers, also of annotations that are not used."""
+        return self._columns[name]
+
     def check_cache(self) -> None:
         """Compare the store with its checksums. Raises UserError if it is damaged."""
         self._columns.check()

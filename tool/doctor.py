@@ -5,11 +5,12 @@
     python tool/doctor.py --data /big/data --full --json report.json
 
 Verdicts: complete; usable (works, with a remark); incomplete (something is missing or wrong, training or testing would
-stop there); missing (nothing is there). Annotation files are read whole; of the images, a sample is looked for and
-decoded, the same one every time. --full looks for every image.
+stop there); missing (nothing is there). Each dataset is opened as training and testing open it, which builds its
+annotation cache. A sample of the images is read, the same one every time. All other files are looked for, and the
+images too unless they are very many; --full looks for every image, and compares the cache with its checksums.
 
-Exit code: 0 all that was found is usable; 1 something is wrong, or missing in a set which is partly there or was asked
-for by name, or there is nothing at all; 2 the command itself is wrong.
+Exit code: 0 all that was found is usable; 1 something is wrong, or missing in a set which is partly there or was named,
+or there is nothing at all; 2 the command itself is wrong.
 """
 
 import argparse
@@ -18,18 +19,20 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-# What is heavier is imported where it is used, so that --help answers at once.
-from common.errors import UserError, run_main  # noqa: E402
-from common.options import MANO_FOLDER, Parser, count  # noqa: E402
-from data import layouts  # noqa: E402
+import torch
+from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from tool.checks.report import Report
+from common.errors import UserError, run_main
+from common.nets.mano_files import WHERE_TO_GET, read_hand_models
+from common.options import MANO_FOLDER, ROOT, Parser, count
+from common.utils.files import write_json
+from common.utils.images import quiet_opencv
+from data import layouts
+from main.build import load_model
+from tool.checks.datasets import Options, Report, check_magnitude, check_split, name_some, span
 
 SNAPSHOT_FROM = (
     "get the published snapshot_6.pth (linked in the README of https://github.com/facebookresearch/InterWild) into "
@@ -48,37 +51,25 @@ def main() -> int:
         raise UserError(f"--sets {','.join(unknown)}: choose from {', '.join(layouts.DATASETS)}")
     if not args.data.is_dir():
         raise UserError(f"--data {args.data}: there is no such folder")
-    from common.utils.images import quiet_opencv
-    from tool.checks.annotations import check_coco, check_hic, check_interhand
-    from tool.checks.captures import check_reinterhand
-    from tool.checks.report import Options
-
     quiet_opencv()
-    checks = {
-        "InterHand26M": check_interhand,
-        "MSCOCO": check_coco,
-        "HIC": check_hic,
-        "ReInterHand": check_reinterhand,
-    }
     options = Options(args.sample, args.full)
     reports = [check_mano(args.mano or MANO_FOLDER)]
     reports += check_checkpoints(args.checkpoint or ROOT / "demo" / "snapshot_6.pth")
-    for name in sets:
-        reports += [checks[name](args.data / name, split, options) for split in layouts.DATASETS[name].splits]
+    reports += [
+        check_split(args.data, name, split, options) for name in sets for split in layouts.DATASETS[name].splits
+    ]
     asked = set(sets if args.sets else ()) | ({"MANO"} if args.mano else set())
     asked |= {"checkpoint"} if args.checkpoint else set()
     code = exit_code(reports, asked)
     print_reports(reports, args.data)
     if args.json:
-        from common.utils.files import write_json
-
         items = [{**asdict(report), "verdict": report.verdict} for report in reports]
         write_json(args.json, {"exit_code": code, "data": str(args.data), "reports": items})
     return code
 
 
-def exit_code(reports: Sequence["Report"], asked: Collection[str]) -> int:
-    """See the head of this file. `asked`: names of what was asked for by name."""
+def exit_code(reports: Sequence[Report], asked: Collection[str]) -> int:
+    """See the head of this file. `asked`: what the user named."""
     partly_there = {report.name for report in reports if report.found}
     if not partly_there:
         return 1
@@ -86,7 +77,7 @@ def exit_code(reports: Sequence["Report"], asked: Collection[str]) -> int:
     return int(any(report.verdict in ("incomplete", "missing") for report in reports if report.name in expected))
 
 
-def print_reports(reports: Sequence["Report"], data: Path) -> None:
+def print_reports(reports: Sequence[Report], data: Path) -> None:
     if not any(report.found for report in reports):
         print(OVERVIEW.format(data=data, **{name: info.how_to_get for name, info in layouts.DATASETS.items()}))
         return
@@ -105,10 +96,8 @@ def print_reports(reports: Sequence["Report"], data: Path) -> None:
     print(f"works now: {', '.join(what_works(reports)) or 'nothing yet'}")
 
 
-def merged(reports: Sequence["Report"]) -> list["Report"]:
+def merged(reports: Sequence[Report]) -> list[Report]:
     """One report for a dataset of which nothing is there, instead of one for each split."""
-    from tool.checks.report import Report
-
     found = {report.name for report in reports if report.found}
     lines: list[Report] = []
     for report in reports:
@@ -119,7 +108,7 @@ def merged(reports: Sequence["Report"]) -> list["Report"]:
     return lines
 
 
-def what_works(reports: Sequence["Report"]) -> list[str]:
+def what_works(reports: Sequence[Report]) -> list[str]:
     """What the project's commands can do with what is usable."""
     usable = {(report.name, report.split) for report in reports if report.verdict in ("complete", "usable")}
     if ("MANO", "") not in usable:
@@ -134,7 +123,7 @@ def what_works(reports: Sequence["Report"]) -> list[str]:
 
 OVERVIEW = """Nothing is here yet.
 
-To try everything without a download, with a generated hand and made-up pictures:
+To try everything without a download, with a generated hand and made-up images:
     python tool/make_standin_hand.py && python tool/make_checkpoint.py && python tool/make_toy_data.py
 
 For the real thing, in this order:
@@ -158,7 +147,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--mano", type=Path, help="folder of the MANO files")
     parser.add_argument("--checkpoint", type=Path, help="checkpoint (default: demo/snapshot_6.pth)")
     parser.add_argument("--sets", help=f"comma-separated: {', '.join(layouts.DATASETS)} (default: all)")
-    parser.add_argument("--sample", type=count, default=200, help="images a split to decode (default: %(default)s)")
+    parser.add_argument("--sample", type=count, default=200, help="images per split to read (default: %(default)s)")
     parser.add_argument("--full", action="store_true", help="look for every image, not for a sample")
     parser.add_argument("--json", type=Path, help="also write the report to this file")
     return parser.parse_args()
@@ -167,10 +156,7 @@ def parse_args() -> argparse.Namespace:
 # ---- hand model and checkpoint ----
 
 
-def check_mano(folder: Path) -> "Report":
-    from common.nets.mano_files import WHERE_TO_GET, read_hand_models
-    from tool.checks.report import Report, check_magnitude, span
-
+def check_mano(folder: Path) -> Report:
     report = Report("MANO")
     places = (folder, folder / "mano")
     report.found = any((place / f"MANO_{side}.pkl").exists() for place in places for side in ("RIGHT", "LEFT"))
@@ -183,31 +169,25 @@ def check_mano(folder: Path) -> "Report":
         report.problem(str(error).removesuffix(". " + WHERE_TO_GET), WHERE_TO_GET)
         return report
     for side, hand in (("right", right), ("left", left)):
-        check_magnitude(report, f"v_template of the {side} hand", [span(hand.v_template)], "m", 0.05, 0.5)
+        check_magnitude(report, f"v_template of the {side} hand", [span(hand.v_template)], 0.05, 0.5)
     report.facts.append(f"{folder}: both hands")
     if right.name != "MANO":
-        report.remarks.append(f"{right.name}: to try things; figures need the files of https://mano.is.tue.mpg.de")
+        report.remarks.append(f"{right.name}: to try things; results need the files of https://mano.is.tue.mpg.de")
     return report
 
 
-def check_checkpoints(path: Path) -> list["Report"]:
-    """The demo's checkpoint, and the latest of a training of one's own if there is any."""
+def check_checkpoints(path: Path) -> list[Report]:
+    """The demo's checkpoint, and the latest of an own training if there is one."""
     dumps = sorted((ROOT / "output" / "model_dump").glob("snapshot_*.pth"), key=lambda dump: dump.stat().st_mtime)
     reports = [check_checkpoint(path, "")]
     return reports + [check_checkpoint(dumps[-1], "of your training")] if dumps else reports
 
 
-def check_checkpoint(path: Path, which: str) -> "Report":
-    from tqdm import tqdm
-
-    from tool.checks.report import Report, name_some
-
+def check_checkpoint(path: Path, which: str) -> Report:
     report = Report("checkpoint", which, found=path.exists(), advice=SNAPSHOT_FROM)
     if not report.found:
         return report
     with tqdm(desc=f"reading {path.name}", total=1, leave=False, disable=None):
-        from main.build import load_model
-
         try:
             loaded = load_model(path, mano=None)
         except UserError as error:

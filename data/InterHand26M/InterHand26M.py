@@ -215,17 +215,18 @@ def _read_cameras(path: Path) -> tuple[np.ndarray, dict[tuple[int, str], int]]:
     numbers: list[np.ndarray] = []
     rows: dict[tuple[int, str], int] = {}
     for capture, raw in read_json(path, dict[str, msgspec.Raw]).items():
-        with error_context(f"{path}: capture {capture}", *UNREADABLE, ValueError):
+        try:
             cameras = msgspec.json.decode(raw, type=CaptureCameras)
-            for name, rows_of_rotation in cameras.camrot.items():
-                with error_context(f"camera {name} is not complete", KeyError, ValueError):
-                    rotation = np.array(rows_of_rotation, np.float64).reshape(3, 3)
-                    place = np.array(cameras.campos[name], np.float64).reshape(3)
-                    focal, princpt = (
-                        np.array(c[name], np.float64).reshape(2) for c in (cameras.focal, cameras.princpt)
-                    )
-                    rows[int(capture), name] = len(numbers)
-                    numbers.append(np.concatenate((rotation.ravel(), -rotation @ place / 1000, focal, princpt)))
+        except UNREADABLE as error:
+            raise UserError(f"{path}: capture {capture}: {explain(error)}") from None
+        for name, axes in cameras.camrot.items():
+            with error_context(f"{path}: capture {capture}: camera {name} is not complete", KeyError, ValueError):
+                rotation = np.array(axes, np.float64).reshape(3, 3)
+                place = np.array(cameras.campos[name], np.float64).reshape(3)
+                focal = np.array(cameras.focal[name], np.float64).reshape(2)
+                princpt = np.array(cameras.princpt[name], np.float64).reshape(2)
+                rows[int(capture), name] = len(numbers)
+                numbers.append(np.concatenate((rotation.ravel(), -rotation @ place / 1000, focal, princpt)))
     if not numbers:
         raise UserError(f"{path} holds no camera")
     return np.stack(numbers), rows

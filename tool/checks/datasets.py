@@ -1,0 +1,377 @@
+"""tool/doctor.py on one split of a dataset: opened as training opens it, its files looked for, samples of it read."""
+
+import math
+import os
+import random
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from common.errors import UserError
+from common.types import Annotation
+from common.utils.augment import IDENTITY
+from data import layouts
+from data.dataset import HandDataset
+from data.InterHand26M.InterHand26M import InterHand26M
+from data.ReInterHand.ReInterHand import ReInterHand
+from main.build import open_dataset
+from main.config import Config
+
+T = TypeVar("T")
+
+NAMED = 3  # examples in a message
+LOOKED_FOR = 300_000  # annotations; of a larger split only --full looks for every image
+FOLDERS_KEPT = 512  # listings at a time
+JOINTS = "size of a hand by its 3D joints (world_coord, orig_fits)"
+UNCHANGED = "use the official files unchanged"
+# What is there if anything of a split is.
+EVIDENCE = {
+    "InterHand26M": ("annotations/{}/*.json", "images/{}"),
+    "MSCOCO": ("annotations/*_{}_*.json", "images/{}2017"),
+    "HIC": ("data/HIC.json", "data/IJCV16*", "data/[0-9][0-9]"),
+}
+# Folder in a capture of ReInterHand -> the archive it comes from.
+PARTS = {**layouts.IMAGE_MODES, "orig_fits": "orig_fits", "mano_fits": "mano_fits"}
+
+
+@dataclass
+class Report:
+    """What was found of one thing: a split of a dataset, the hand model, a checkpoint.
+
+    Attributes:
+        found: whether any of it is there; toy: whether it is made up.
+        facts: plain; remarks: worth knowing, nothing stops there; problems: training or testing stops there.
+        advice: what to do, one line.
+        counts: the numbers behind the facts.
+    """
+
+    name: str
+    split: str = ""
+    found: bool = False
+    toy: bool = False
+    facts: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    advice: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        if not self.found:
+            return "missing"
+        return "incomplete" if self.problems else "usable" if self.remarks else "complete"
+
+    def problem(self, text: str, advice: str = "") -> None:
+        """The first advice stays: it belongs to what has to be fixed first."""
+        self.problems.append(text)
+        if self.toy:
+            advice = f"make the toy data again: python tool/make_toy_data.py --sets {self.name}"
+        self.advice = self.advice or advice
+
+
+@dataclass(frozen=True)
+class Options:
+    """sample: images of a split that are read; full: look for every image, and check the annotation cache."""
+
+    sample: int
+    full: bool
+
+
+def check_split(data: Path, name: str, split: str, options: Options) -> Report:
+    """A split of a dataset in the folder `data`."""
+    root = data / name
+    report = Report(name, split, toy=(root / layouts.TOY_MARK).exists(), advice=layouts.DATASETS[name].how_to_get)
+    captures = [path.name for path in sorted((root / "data").glob("m--*"))] if name == "ReInterHand" else []
+    captures = [capture for capture in captures if layouts.is_test_capture(capture) == (split == "test")]
+    patterns = [pattern.format(split) for pattern in EVIDENCE.get(name, ("*",))]
+    report.found = bool(captures) if name == "ReInterHand" else any(any(root.glob(pattern)) for pattern in patterns)
+    if not report.found:
+        if name == "ReInterHand":
+            report.advice = f"run `python data/ReInterHand/download.py --captures {split}`"
+        return report
+    report.advice = ""
+    if report.toy:
+        report.remarks.append("toy data: to try things; results measured on it mean nothing")
+    modes = sorted(
+        {mode for capture in captures for mode in layouts.IMAGE_MODES if (root / "data" / capture / mode).is_dir()}
+    )
+    if layouts.DEFAULT_MODE in modes or not modes:
+        modes = [layouts.DEFAULT_MODE, *(mode for mode in modes if mode != layouts.DEFAULT_MODE)]
+    elif modes:
+        report.remarks.append(f"no capture has {layouts.DEFAULT_MODE}, which is read by default; see --cam_mode")
+    for mode in modes if captures else [layouts.DEFAULT_MODE]:
+        # ReInterHand is looked at in each mode; what is wrong with another than the first does not stop the default.
+        one = report if mode == modes[0] else Report(name, split, found=True)
+        _check_opened(one, data, _config(mode), options)
+        if one is not report:
+            report.remarks += [f"{mode}: {text}" for text in one.problems]
+    if captures and not report.toy:
+        _compare_captures(report, captures)
+    return report
+
+
+def _config(mode: str) -> Config:
+    cam_mode, envmap_mode = mode.split("/")
+    return replace(Config(), cam_mode=cam_mode, envmap_mode=envmap_mode)
+
+
+def _check_opened(report: Report, data: Path, config: Config, options: Options) -> None:
+    name, split = report.name, report.split
+    try:
+        dataset = open_dataset(name, "test" if split == "val" else split, config, data)
+        if options.full:
+            dataset.source.check_cache()
+    except UserError as error:
+        if name == "InterHand26M" and "no annotation that can be used" in str(error):
+            source = InterHand26M(data / name, split, "all")  # joints in metres: no box is as large as a pixel
+            joints = pick(source.column("joints_world").reshape(-1, 21, 3), 500)
+            check_magnitude(report, JOINTS, [span(hand) for hand in joints], 0.03, 0.5)
+        report.problem(str(error), _how_to_get(name, split, [str(error)]))
+        return
+    counts = dataset.source.counts()
+    report.counts |= counts
+    kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in counts.items() if kind != "annotations")
+    report.facts.append(f"{counts['annotations']:,} annotations" + (f" ({kinds})" if kinds else ""))
+    if counts.get("mano_fits") == 0:
+        report.remarks.append("no annotation has a MANO fit")
+    elif lacking := counts["annotations"] - counts.get("mano_fits", counts["annotations"]):
+        report.remarks += [f"{lacking:,} annotations have no MANO fit"] * (name == "InterHand26M")
+    broken = dict(dataset.source.problems())
+    if broken:
+        first = next(iter(broken.values()))
+        report.problem(f"{len(broken):,} annotations cannot be used: {first}", UNCHANGED)
+    if isinstance(dataset.source, ReInterHand):
+        _compare_cameras(report, dataset.source)
+    complete = options.full or len(dataset) <= LOOKED_FOR
+    _find_files(report, dataset, broken, complete)
+    _check_size(report, data)
+    _check_plausible(report, _read_samples(report, dataset, broken, options.sample, complete))
+
+
+def _find_files(report: Report, dataset: HandDataset, broken: Collection[int], complete: bool) -> None:
+    """Look for the files of all annotations by listing their folders, or only for the folders of the images."""
+    names = lru_cache(FOLDERS_KEPT)(names_in)
+    is_folder = lru_cache(FOLDERS_KEPT)(os.path.isdir)
+    images = np.zeros(len(dataset), np.int64)  # hashes of the paths
+    missing: set[int] = set()
+    lost = {"images": Counter[str](), "other files": Counter[str]()}
+    outside: list[str] = []
+    example: dict[str, str] = {}
+    whole = [index for index in range(len(dataset)) if index not in broken] if broken else range(len(dataset))
+    for index in tqdm(whole, desc=f"{report.name} {report.split}: files", leave=False, disable=None):
+        try:
+            files = [os.fspath(path) for path in dataset.source.files(index)]
+        except UserError as error:
+            outside.append(str(error))
+            continue
+        images[index] = hash(files[0])
+        for place, file in enumerate(files):
+            folder, _, tail = file.rpartition("/")
+            kind = "other files" if place else "images"
+            there = tail in names(folder) if complete or place else is_folder(folder)
+            if not there and hash(file) not in missing:
+                missing.add(hash(file))
+                lost[kind][folder] += 1
+                example.setdefault(kind, file)
+    report.counts |= {"images": len(np.unique(images[images != 0]))}
+    report.facts.insert(0, f"{report.counts['images']:,} images")
+    if outside:
+        report.problem(f"{len(outside):,} annotations name files outside the dataset's folder: {outside[0]}", UNCHANGED)
+    for kind, folders in lost.items():
+        if folders:
+            most = ", ".join(f"{folder} ({count:,})" for folder, count in folders.most_common(NAMED))
+            report.problem(
+                f"{folders.total():,} {kind} are missing, e.g. {example[kind]}; most in {most}",
+                _how_to_get(report.name, report.split, [f"{folder}/" for folder in folders]),
+            )
+    report.counts |= {"images_missing": lost["images"].total(), "files_missing": lost["other files"].total()}
+
+
+def _read_samples(
+    report: Report, dataset: HandDataset, broken: Collection[int], count: int, complete: bool
+) -> list[Annotation]:
+    """Make samples as training does, and report what is wrong with them; returns their annotations."""
+    chosen = [index for index in pick(range(len(dataset)), count) if index not in broken]
+    annotations: list[Annotation] = []
+    absent: list[str] = []
+    damaged: list[str] = []
+    for index in tqdm(chosen, desc=f"{report.name} {report.split}: samples", leave=False, disable=None):
+        try:
+            annotations.append(dataset.source.annotation(index))
+            if report.split == "train":
+                dataset.sample(index, IDENTITY)
+            else:
+                dataset[index]
+        except UserError as error:
+            files = _paths(dataset, index)
+            (damaged if all(os.path.exists(path) for path in files) else absent).append(str(error))
+    of = f"of {len(chosen):,} {'sampled ' if len(chosen) < len(dataset) else ''}images"
+    if damaged:
+        report.problem(
+            f"{len(damaged):,} {of} or their annotations cannot be used, e.g. {damaged[0]}",
+            _how_to_get(report.name, report.split, damaged),
+        )
+    if absent and not complete:
+        text = f"{len(absent):,} {of} are missing, e.g. {absent[0]}"
+        report.problem(text, _how_to_get(report.name, report.split, absent))
+    if exchanged := int(dataset.exchanged):
+        report.remarks.append(
+            f"{exchanged:,} {of} have their sides exchanged against their annotation, as some of the official "
+            "InterHand2.6M have; they are read with the annotation's size"
+        )
+    report.counts |= {"images_sampled": len(chosen), "missing_in_sample": len(absent), "unreadable": len(damaged)}
+    report.counts["exchanged_in_sample"] = exchanged
+    if chosen and not (absent or damaged):
+        report.facts.append(f"{'a sample of ' if len(chosen) < len(dataset) else 'all '}{len(chosen):,} images decode")
+    return annotations
+
+
+def _paths(dataset: HandDataset, index: int) -> list[Path]:
+    try:
+        return dataset.source.files(index)
+    except UserError:
+        return []
+
+
+def _check_plausible(report: Report, annotations: Sequence[Annotation]) -> None:
+    """Sizes and distances with a mistaken unit, and cameras whose rotation is none."""
+    turned = [c for a in annotations for c in a.cameras or () if c.rotation is not None and c.transl is not None]
+    cameras = {tuple(np.ravel(camera.transl)): camera for camera in turned if camera.transl is not None}
+    bad = sum(not is_rotation(np.asarray(camera.rotation)) for camera in cameras.values())
+    if bad:
+        report.problem(f"{bad} of {len(cameras)} sampled camera matrices (camrot, R) are not rotations", UNCHANGED)
+    hands = [_of_hands(a.joints_cam, a.joints_valid) for a in annotations]
+    meshes = [_of_hands(a.vertices_cam, a.vertices_valid) for a in annotations]
+    transl = [_of_hands(a.mano_transl, a.mano_valid) for a in annotations]
+    sizes = [span(points) for pair in hands for points in pair]
+    far = 1000 if report.name == "MSCOCO" else 20  # its cameras are virtual, so hands can seem far away
+    for what, values, low, high in (
+        (JOINTS, sizes, 0.03, 0.5),
+        ("size of the meshes", [span(points) for pair in meshes for points in pair], 0.03, 0.5),
+        ("trans of the MANO fits", [norm(vector) for pair in transl for vector in pair], 0, far),
+        ("distance of the cameras (campos, t)", [norm(camera.transl) for camera in cameras.values()], 0.01, 20),
+        ("focal length in px", [float(np.max(camera.focal)) for camera in cameras.values()], 50, 20000),
+    ):
+        check_magnitude(report, what, values, low, high)
+
+
+def _of_hands(values: np.ndarray | None, valid: np.ndarray | None) -> list[np.ndarray]:
+    """What is valid of (2, ...) values of the right and the left hand."""
+    if values is None or valid is None:
+        return []
+    if np.ndim(valid) == 1:
+        return [values[hand] for hand in np.flatnonzero(valid)]
+    return [points[known] for points, known in zip(values, np.asarray(valid), strict=True)]
+
+
+def check_magnitude(report: Report, what: str, values: Iterable[float], low: float, high: float) -> None:
+    """A problem if the median of values, in m, is not plausible, with the guess of a mistaken unit in the file."""
+    ordered = sorted(value for value in values if math.isfinite(value))
+    if not ordered or low <= (median := ordered[len(ordered) // 2]) <= high:
+        return
+    guess = ""
+    if median < low <= median * 1000:
+        guess = "; they look like metres, mm is expected"
+    elif low <= median / 1000 <= high:
+        guess = "; they look like millimetres, m is expected"
+    report.problem(f"{what}: typically {median:.3g}, plausible is {low:g} to {high:g}{guess}", UNCHANGED)
+
+
+def is_rotation(matrix: np.ndarray) -> bool:
+    return bool(np.abs(matrix @ matrix.T - np.eye(3)).max() <= 0.01 and np.linalg.det(matrix) > 0)
+
+
+def norm(vector: Any) -> float:
+    return float(np.linalg.norm(vector))
+
+
+def span(points: np.ndarray) -> float:
+    """Largest extent of (N, 3) points along an axis; NaN if there are none."""
+    return float(np.ptp(points, axis=0).max()) if len(points) else math.nan
+
+
+def _check_size(report: Report, data: Path) -> None:
+    """A remark if a part of the official split is there."""
+    found, official, what = 0, 0, "annotations"
+    if (report.name, report.split) == ("InterHand26M", "train"):
+        found, official = report.counts["annotations"], layouts.INTERHAND_TRAIN_COUNT
+    elif report.name == "MSCOCO":
+        folder = data / report.name / layouts.COCO_IMAGES.format(split=report.split)
+        found, official, what = len(names_in(str(folder))), layouts.COCO_IMAGE_COUNTS[report.split], "images"
+    if found < 0.95 * official and not report.toy:
+        report.remarks.append(f"a part of the set: the official split has about {official:,} {what}")
+
+
+def _compare_captures(report: Report, captures: Sequence[str]) -> None:
+    official = layouts.TEST_CAPTURES if report.split == "test" else layouts.TRAIN_CAPTURES
+    if lost := [short_name(capture) for capture in official if capture not in captures]:
+        count = len(official) - len(lost)
+        report.remarks.append(f"{count} of the split's {len(official)} captures are there, not {', '.join(lost)}")
+        command = f"for the others run `python data/ReInterHand/download.py --captures {','.join(lost)}`"
+        report.advice = report.advice or command
+    if strange := sorted(set(captures) - set(official)):
+        report.remarks.append(f"not an official name, taken for a capture of this split: {name_some(strange)}")
+
+
+def _compare_cameras(report: Report, source: ReInterHand) -> None:
+    """A remark on cameras that lack images which others have: what is read is what is there."""
+    frames: dict[str, set[int]] = {}
+    for shot in source.shots:
+        frames.setdefault(shot.capture, set()).update(shot.frames.tolist())
+    lacking = {(s.capture, s.camera): len(frames[s.capture]) - len(s.frames) for s in source.shots}
+    worst = sorted((item for item in lacking.items() if item[1]), key=lambda item: -item[1])
+    if worst:
+        texts = [f"{short_name(capture)} {camera} ({count:,})" for (capture, camera), count in worst[:NAMED]]
+        more = f" and {len(worst) - NAMED} more" if len(worst) > NAMED else ""
+        report.remarks.append(f"cameras with missing images, which are not used: {', '.join(texts)}{more}")
+        part = layouts.IMAGE_MODES[f"{source.cam_mode}/{source.envmap_mode}"]
+        names = ",".join(sorted({short_name(capture) for (capture, _), _ in worst}))
+        report.advice = f"run `python data/ReInterHand/download.py --captures {names} --parts {part}`"
+
+
+def _how_to_get(name: str, split: str, texts: Sequence[str]) -> str:
+    """What to download, by paths or messages that name the files."""
+    sequences, captures, parts = set(), set(), set()
+    for text in texts:
+        sequences |= {sequence for sequence in layouts.HIC_SEQUENCES if f"/{sequence}/" in text}
+        captures |= {short_name(capture) for capture in layouts.CAPTURES if capture in text}
+        parts |= {part for folder, part in PARTS.items() if f"/{folder}/" in text}
+    if name == "HIC" and sequences:
+        return f"run `python data/HIC/download.py --sequences {','.join(sorted(sequences))}`"
+    if name == "ReInterHand" and captures:
+        wanted = f" --parts {','.join(sorted(parts))}" if parts else ""
+        return f"run `python data/ReInterHand/download.py --captures {','.join(sorted(captures))}{wanted}`"
+    if name == "MSCOCO" and not any(".json" in text for text in texts):
+        return f"unpack {layouts.COCO_DOWNLOADS[split]} into data/MSCOCO/images; {layouts.DATASETS[name].how_to_get}"
+    return layouts.DATASETS[name].how_to_get
+
+
+def short_name(capture: str) -> str:
+    """The piece of a capture's name that tells it from the others."""
+    pieces = capture.split("--")
+    return pieces[3] if len(pieces) > 3 else capture
+
+
+def pick(items: Sequence[T], count: int) -> list[T]:
+    """Up to `count` of them, the same ones every time."""
+    return list(items) if len(items) <= count else random.Random(0).sample(items, count)
+
+
+def name_some(names: Collection[str]) -> str:
+    """The first few in order, and how many more there are."""
+    more = len(names) - NAMED
+    return ", ".join(sorted(names)[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def names_in(folder: str) -> frozenset[str]:
+    """Names in a folder, none if it is not there. Listing is cheap where asking for each file is not."""
+    try:
+        return frozenset(os.listdir(folder))
+    except (OSError, ValueError):
+        return frozenset()
