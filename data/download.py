@@ -1,44 +1,47 @@
-"""Download, check and unpack a dataset's archives. Used by the download.py of each dataset.
+"""Download, check and unpack the archives of HIC and Re:InterHand; `main` is the command of both.
 
-Every step is done once: an archive that was unpacked leaves a mark in its folder, a part that was downloaded whole has
-its final name, and one that was interrupted is continued from its `.part` file. What comes from the network is not
-trusted: checksums decide where the publisher has them, and an archive can put nothing outside its own folder.
+Every step is done once: an unpacked archive leaves a mark in its folder, a part that is whole has its final name, and
+an interrupted one is continued from its `.part` file. What comes from the network is not trusted: checksums decide
+where the publisher has them, sizes where the server tells them, and an archive can put nothing outside its folder.
 """
 
+import argparse
 import gzip
 import hashlib
 import http.client
 import os
 import re
 import shutil
-import ssl
 import tarfile
 import time
+import urllib.request
 import zipfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from email.message import Message
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from urllib.error import HTTPError, URLError
+from typing import Any, TypeVar
+from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
-from urllib.request import Request, urlopen
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from common.errors import UserError
+from common.errors import UserError, error_context, is_out_of_memory
 from common.utils.files import ADVICE, atomic_write, make_folder
+from data import layouts
 from data.layouts import DATASETS, TOY_MARK, Archive
+
+T = TypeVar("T")
 
 ATTEMPTS = 5  # in a row without a byte gained
 WAIT_S = 1.0  # before the second attempt, doubled each time
 TIMEOUT_S = 30
 CHUNK_BYTES = 1 << 20
+LIST_BYTES = 1 << 24  # of a list of checksums
 HEAD_THREADS = 8
-NETWORK_ERRORS = (URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
+AGAIN = "the next run continues here"
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class RemoteFile:
 
     Attributes:
         md5: as the publisher lists it, or None.
-        size: bytes, or None where the server does not say.
+        size: bytes, or None where the server does not tell.
     """
 
     path: str
@@ -57,13 +60,13 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Job:
-    """What one run is to fetch.
+    """What one run downloads.
 
     Attributes:
         base: address that all paths are below.
         folder: receives everything.
-        files: wanted as they are.
-        archives: wanted unpacked.
+        files: kept as they are.
+        archives: unpacked.
         md5s: path -> checksum, for those that have one.
         keep: whether archives stay after they were unpacked.
     """
@@ -76,128 +79,97 @@ class Job:
     keep: bool
 
 
-# ---- the run ----
+# ---- The command ----
 
 
-def refuse_toy_data(folder: Path) -> None:
-    """Raise UserError if a dataset's `data` folder holds made-up data: real ones beside them would look the same."""
-    mark = folder.parent / TOY_MARK
-    if mark.exists():
-        raise UserError(f"{mark.parent} holds toy data; delete or move it first, or choose another with --output")
+def main(name: str, about: str) -> None:
+    """The command line of data/{name}/download.py. `about`: its description."""
+    folder = Path(__file__).resolve().parent / name / "data"
+    base = layouts.HIC_BASE if name == "HIC" else layouts.REINTERHAND_BASE
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if name == "HIC":
+        text = "comma-separated: 01 to 11, 15 to 21, hands (01-11), objects (15-21), all (default)"
+        parser.add_argument("--sequences", default="all", help=text)
+    else:
+        text = "comma-separated: all, train, test, or pieces of names such as RNS217"
+        parser.add_argument("--captures", help=text)
+        text = f"comma-separated: all, default, {', '.join(layouts.CAPTURE_ARCHIVES)} (default: %(default)s)"
+        parser.add_argument("--parts", default="default", help=text)
+    parser.add_argument("--base", default=base, help="address that the files are below (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=folder, help=f"folder (default: data/{name}/data)")
+    parser.add_argument("--keep", action="store_true", help="keep the archives after unpacking")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be downloaded, and how large it is")
+    args = parser.parse_args()
+    args.base = check_base(args.base)
+    mark = args.out.parent / TOY_MARK
+    if mark.exists():  # real data beside made-up ones would look the same
+        raise UserError(f"{mark.parent} holds toy data; delete or move that folder first, or choose another with --out")
+    job = plan_hic(args) if name == "HIC" else plan_reinterhand(args)
+    run_job(job, args.dry_run)
+    if name == "HIC" and not (args.out / "HIC.json").exists():
+        print(f"Still to do: {args.out / 'HIC.json'} is not there. {layouts.HIC_JSON_FROM}")
 
 
-def run_job(job: Job, dry_run: bool = False) -> None:
-    """Fetch what is not there yet, unpack it, and say what is done.
-
-    Args:
-        dry_run: ask the server for the sizes, print the plan, and stop.
-
-    Raises:
-        UserError: the disk is too small, a file cannot be had, a checksum or an archive is wrong. What was done stays
-            done; the next run continues there.
-    """
-    pending = [archive for archive in job.archives if not mark_of(job.folder, archive).exists()]
-    done = len(job.archives) - len(pending)
-    if done:
-        print(f"{done} of {len(job.archives)} archives were unpacked before")
-    loose = [file for file in job.files if not (job.folder / file.path).exists()]
-    wanted = [*loose, *(RemoteFile(path, job.md5s.get(path)) for archive in pending for path in archive.parts)]
-    if not wanted:
-        print(f"nothing to do: everything asked for is in {job.folder}")
-        return
-    files = {file.path: file for file in with_sizes(job.base, wanted)}
-    _print_plan(job, files, pending)
-    if dry_run:
-        return
-    make_folder(job.folder)
-    check_space(job.folder, _space_needed(job, files, pending))
-    with _locked(job.folder), _progress(job.folder, files.values()) as progress:
-        for file in loose:
-            fetch(f"{job.base}/{quote(file.path)}", job.folder / file.path, file.md5, progress)
-        for archive in pending:
-            _fetch_and_unpack(job, archive, files, progress)
-    print(f"done: {job.folder}")
+def plan_hic(args: argparse.Namespace) -> Job:
+    groups = {
+        "all": layouts.HIC_SEQUENCES,
+        "hands": layouts.HIC_HAND_SEQUENCES,
+        "objects": layouts.HIC_OBJECT_SEQUENCES,
+    }
+    sequences = choose(args.sequences, groups, "--sequences")
+    print_terms("HIC")
+    archives = [layouts.hic_archive(sequence) for sequence in (*sequences, "mano")]
+    return Job(args.base, args.out, [], archives, {}, args.keep)
 
 
-def _fetch_and_unpack(job: Job, archive: Archive, files: Mapping[str, RemoteFile], progress: tqdm) -> None:
-    parts = [job.folder / path for path in archive.parts]
-    for path, part in zip(archive.parts, parts, strict=True):
-        fetch(f"{job.base}/{quote(path)}", part, files[path].md5, progress)
-    unpack(parts, archive, job.folder)
-    if not job.keep:
-        for part in parts:
-            part.unlink()
+def plan_reinterhand(args: argparse.Namespace) -> Job:
+    if args.captures is None:
+        print(overview())
+        raise UserError("nothing was chosen; name captures with --captures (all, train, test, or pieces of names)")
+    groups = {"all": layouts.CAPTURES, "train": layouts.TRAIN_CAPTURES, "test": layouts.TEST_CAPTURES}
+    captures = choose(args.captures, groups, "--captures")
+    groups = {"all": layouts.CAPTURE_ARCHIVES, "default": layouts.DEFAULT_ARCHIVES}
+    parts = choose(args.parts, groups, "--parts")
+    print_terms("ReInterHand")
+    md5s: dict[str, str] = {}
+    for capture in captures:
+        listed = read_checksums(fetch_text(f"{args.base}/{capture}/{layouts.CHECKSUMS}"))
+        md5s |= {f"{capture}/{path}": md5 for path, md5 in listed.items()}
+    archives = [
+        with_listed_parts(layouts.capture_archive(capture, part), md5s) for capture in captures for part in parts
+    ]
+    files = [f"{capture}/{name}" for capture in captures for name in layouts.CAPTURE_FILES]
+    unlisted = [path for path in (*files, *(part for a in archives for part in a.parts)) if path not in md5s]
+    if unlisted:
+        print(f"note: {len(unlisted)} files have no checksum in the publisher's lists, e.g. {unlisted[0]}")
+    return Job(args.base, args.out, [RemoteFile(path, md5s.get(path)) for path in files], archives, md5s, args.keep)
 
 
-def _print_plan(job: Job, files: Mapping[str, RemoteFile], pending: Sequence[Archive]) -> None:
-    for archive in pending:
-        sizes = [files[path].size for path in archive.parts]
-        where = archive.target if archive.target != "." else "the data folder"
-        print(f"  {archive.name:17} {len(sizes):3} part(s)  {_total_text(sizes):>12}  into {where}")
-    sizes = [file.size for file in files.values()]
-    print(f"{len(files)} files, {_total_text(sizes)} in all, {size_text(_remaining(job.folder, files))} still to come")
+def with_listed_parts(archive: Archive, md5s: Mapping[str, str]) -> Archive:
+    """The archive with the parts that the publisher lists, should they differ from those we know."""
+    stem = archive.parts[0].removesuffix("aa")
+    listed = tuple(sorted(path for path in md5s if re.fullmatch(re.escape(stem) + "[a-z]{2}", path)))
+    if not listed or listed == archive.parts:
+        return archive
+    print(f"note: {archive.target} has {len(listed)} parts by the publisher's list, not {len(archive.parts)}")
+    return replace(archive, parts=listed)
 
 
-def _remaining(folder: Path, files: Mapping[str, RemoteFile]) -> int:
-    return sum(max(0, (file.size or 0) - _bytes_here(folder / file.path)) for file in files.values())
-
-
-def _space_needed(job: Job, files: Mapping[str, RemoteFile], pending: Sequence[Archive]) -> int:
-    """Bytes, about: images do not shrink in an archive, so what is unpacked is as large as its archive."""
-    unpacked = sum(file.size or 0 for file in files.values())
-    waiting = [_remaining(job.folder, {path: files[path] for path in archive.parts}) for archive in pending] or [0]
-    return unpacked + (sum(waiting) if job.keep else max(waiting))
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """Raise UserError if the disk of `folder` has fewer than `needed` bytes free."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"the disk of {folder} has {size_text(free)} free, about {size_text(needed)} are needed; free some space, "
-            "choose fewer parts, or another folder with --output"
-        )
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / ".download.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"another download is running in {folder}; wait for it or stop it first") from None
-    except OSError as error:
-        raise UserError(f"cannot write in {folder}: {error.strerror or error}; choose another with --output") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _progress(folder: Path, files: Sequence[RemoteFile]) -> Iterator[tqdm]:
-    sizes = [file.size for file in files]
-    total = None if None in sizes else sum(sizes)
-    here = sum(min(_bytes_here(folder / file.path), file.size or 0) for file in files)
-    with tqdm(total=total, initial=here, unit="B", unit_scale=True, unit_divisor=1000, smoothing=0.05) as progress:
-        yield progress
-
-
-def _bytes_here(path: Path) -> int:
-    for candidate in (path, _part_of(path)):
-        if candidate.exists():
-            return candidate.stat().st_size
-    return 0
-
-
-def _part_of(path: Path) -> Path:
-    return path.with_name(path.name + ".part")
+def overview() -> str:
+    """The captures of Re:InterHand and the number of parts of each archive."""
+    names = layouts.CAPTURE_ARCHIVES
+    lines = ["capture    split  parts of " + "  ".join(names)]
+    for capture in layouts.CAPTURES:
+        counts = "  ".join(f"{len(layouts.capture_archive(capture, name).parts):{len(name)}}" for name in names)
+        split = "test" if layouts.is_test_capture(capture) else "train"
+        lines.append(f"{capture.split('--')[3]:10} {split:5}  {'':8} {counts}")
+    lines.append(f"--parts default: {', '.join(layouts.DEFAULT_ARCHIVES)} (what training and testing read by default)")
+    return "\n".join(lines)
 
 
 def print_terms(name: str) -> None:
-    """Say under which licence a dataset comes, before anything of it does."""
-    info = DATASETS[name]
-    print(f"{name}: {info.licence}\nRead and keep its terms: {info.homepage}")
+    """The licence of a dataset, before anything of it is downloaded."""
+    print(f"{name}: {DATASETS[name].licence}\nRead and keep its terms: {DATASETS[name].homepage}")
 
 
 def choose(wanted: str, groups: Mapping[str, Sequence[str]], option: str) -> list[str]:
@@ -224,29 +196,116 @@ def choose(wanted: str, groups: Mapping[str, Sequence[str]], option: str) -> lis
     return [name for name in groups["all"] if name in chosen]
 
 
-def size_text(size: int) -> str:
+def run_job(job: Job, dry_run: bool = False) -> None:
+    """Download what is not there yet, unpack it, and report what is done.
+
+    Args:
+        dry_run: ask the server for the sizes, print the plan, and stop.
+
+    Raises:
+        UserError: the disk is too small, a file cannot be downloaded, a checksum or an archive is wrong. What was done
+            stays done; the next run continues there.
+    """
+    pending = [archive for archive in job.archives if not mark_of(job.folder, archive).exists()]
+    if done := len(job.archives) - len(pending):
+        print(f"{done} of {len(job.archives)} archives were unpacked before")
+    wanted = [file for file in job.files if not (job.folder / file.path).exists()]
+    wanted += [RemoteFile(path, job.md5s.get(path)) for archive in pending for path in archive.parts]
+    if not wanted:
+        print(f"nothing to do: everything that was chosen is in {job.folder}")
+        return
+    files = {file.path: file for file in with_sizes(job.base, wanted)}
+    left = {path: max(0, (file.size or 0) - _bytes_here(job.folder / path)) for path, file in files.items()}
+    for archive in pending:
+        sizes = [files[path].size for path in archive.parts]
+        where = archive.target if archive.target != "." else "the data folder"
+        print(f"  {archive.name:17} {len(sizes):3} part(s)  {_total_text(sizes):>12}  into {where}")
+    sizes = [file.size for file in files.values()]
+    print(f"{len(files)} files, {_total_text(sizes)} in all, {size_text(sum(left.values()))} still to come")
+    if dry_run:
+        return
+    make_folder(job.folder)
+    # Images do not shrink in an archive, so what is unpacked is about as large as its archive.
+    waiting = [sum(left[path] for path in archive.parts) for archive in pending] or [0]
+    check_space(job.folder, sum(size or 0 for size in sizes) + (sum(waiting) if job.keep else max(waiting)))
+    here = sum(min(_bytes_here(job.folder / path), file.size or 0) for path, file in files.items())
+    total = None if None in sizes else sum(size or 0 for size in sizes)
+    with locked(job.folder), _bar("", total, initial=here, leave=True) as progress:
+
+        def get(path: str) -> Path:
+            fetch(f"{job.base}/{quote(path)}", job.folder / path, files[path].md5, progress, files[path].size)
+            return job.folder / path
+
+        for path in files.keys() & {file.path for file in job.files}:
+            get(path)
+        for archive in pending:
+            parts = [get(path) for path in archive.parts]
+            unpack(parts, archive, job.folder)
+            for part in () if job.keep else parts:
+                part.unlink()
+    print(f"done: {job.folder}")
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise UserError if the disk of `folder` has fewer than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"the disk of {folder} has {size_text(free)} free, about {size_text(needed)} are needed; free some space, "
+            "choose fewer parts, or another folder with --out"
+        )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Exclude another download into the folder."""
+    lock = FileLock(folder / ".download.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another download is running in {folder}; wait for it or stop it first") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _bytes_here(path: Path) -> int:
+    return next((candidate.stat().st_size for candidate in (path, _part_of(path)) if candidate.exists()), 0)
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def _bar(text: str, total: int | None, **options: Any) -> tqdm:
+    return tqdm(desc=text, total=total, unit="B", unit_scale=True, unit_divisor=1000, smoothing=0.05, **options)
+
+
+def size_text(size: float) -> str:
     """Bytes for people."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
-            return f"{size:.3g} {unit}" if unit != "B" else f"{size} B"
+            return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
 
 
-def _total_text(sizes: Sequence[int | None]) -> str:
+def _total_text(sizes: Collection[int | None]) -> str:
     known = sum(size for size in sizes if size is not None)
     return size_text(known) if None not in sizes else (f"> {size_text(known)}" if known else "size unknown")
 
 
-# ---- files ----
+# ---- Files ----
 
 
 def check_base(base: str) -> str:
     """The base address without a slash at its end. Raises UserError if it is not http(s)."""
-    parts = urlsplit(base)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise UserError(f"--base {base}: not a web address (http:// or https://)")
-    return base.rstrip("/")
+    with error_context(f"--base {base}", ValueError):
+        parts = urlsplit(base)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise UserError("not a web address (http:// or https://)")
+        return base.rstrip("/")
 
 
 def read_checksums(text: str) -> dict[str, str]:
@@ -257,91 +316,81 @@ def read_checksums(text: str) -> dict[str, str]:
     """
     md5s = {}
     for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        match = re.fullmatch(r"\s*(\S.*?)\s+([0-9a-fA-F]{32})\s*", line)
-        if match is None:
-            raise UserError(f"the list of checksums is none: line {number} is {line[:60]!r}, expected `path md5`")
-        md5s[match[1].removeprefix("./")] = match[2].lower()
+        path, _, md5 = line.strip().rpartition(" " if "\t" not in line else "\t")
+        if line.strip() and not (path.strip() and re.fullmatch("[0-9a-fA-F]{32}", md5)):
+            raise UserError(f"not a list of checksums: line {number} is {line[:60]!r}, expected `path md5`")
+        md5s[path.strip().removeprefix("./")] = md5.lower()
+    md5s.pop("", None)
     return md5s
 
 
 def fetch_text(url: str) -> str:
     """A small text file. Raises UserError as `fetch` does."""
-    for attempt in range(ATTEMPTS):
-        try:
-            with _open(url) as response:
-                return response.read().decode("utf-8", "replace")
-        except NETWORK_ERRORS as error:
-            _wait_or_give_up(url, error, attempt + 1)
-    raise AssertionError("not reached")
+
+    def once() -> str:
+        with _open(url) as response:
+            return response.read(LIST_BYTES).decode("utf-8", "replace")
+
+    return _persist(url, once)
 
 
 def with_sizes(base: str, files: Sequence[RemoteFile]) -> list[RemoteFile]:
-    """The files with their sizes, as far as the server tells them.
-
-    Raises:
-        UserError: the server does not have one of them, or does not answer.
-    """
+    """The files with their sizes, as far as the server tells them. Raises UserError as `fetch` does."""
     with ThreadPoolExecutor(HEAD_THREADS) as pool:
         sizes = pool.map(remote_size, [f"{base}/{quote(file.path)}" for file in files])
-        asked = tqdm(sizes, total=len(files), desc="asking for sizes", leave=False)
-        return [RemoteFile(file.path, file.md5, size) for file, size in zip(files, asked, strict=True)]
+        answers = tqdm(sizes, total=len(files), desc="asking for sizes", leave=False)
+        return [replace(file, size=size) for file, size in zip(files, answers, strict=True)]
 
 
 def remote_size(url: str) -> int | None:
-    """Bytes of a file on a server, None where it does not say. Raises UserError as `fetch` does."""
-    for attempt in range(ATTEMPTS):
+    """Bytes of a file on a server, None where it does not tell. Raises UserError as `fetch` does."""
+
+    def once() -> int | None:
         try:
-            with _open(url, method="HEAD", unanswered=(405, 501)) as response:
-                length = response.headers.get("Content-Length")
-                return int(length) if length and length.isdigit() else None
-        except _Unanswered:
-            return None
-        except NETWORK_ERRORS as error:
-            _wait_or_give_up(url, error, attempt + 1)
-    raise AssertionError("not reached")
+            with _open(url, method="HEAD") as response:
+                return _number(response.headers.get("Content-Length"))
+        except HTTPError as error:
+            if error.code in (405, 501):  # it has no answer to HEAD
+                return None
+            raise
+
+    return _persist(url, once)
 
 
-def fetch(url: str, path: Path, md5: str | None, progress: tqdm) -> None:
-    """Download a file; continue one that was interrupted; leave one that is there.
+def fetch(url: str, path: Path, md5: str | None, progress: tqdm, size: int | None = None) -> None:
+    """Download a file; continue one that was interrupted; leave one that is there and right.
 
     Args:
         path: where it goes. Until it is whole and right, it is `{path}.part`.
-        md5: its checksum, or None.
-        progress: told of every byte.
+        md5, size: of the file, or None where they are not known.
+        progress: updated with every byte.
 
     Raises:
-        UserError: the server does not have it, cuts off too often, its checksum is wrong twice, or it cannot be
-            written.
+        UserError: the server does not have it, cuts off too often, it arrives wrong twice, or it cannot be written.
     """
-    if path.exists():
-        if md5 is None or file_md5(path) == md5:
-            return
-        progress.write(f"{path} is damaged (its md5 is not {md5}); it is downloaded again")
-        progress.update(-path.stat().st_size)
-        path.unlink()
+
+    def wrong(file: Path) -> str:
+        if size is not None and file.stat().st_size != size:
+            return f"it has {file.stat().st_size} bytes, the server says {size}"
+        found = md5 and file_md5(file)
+        return f"its md5 is {found}, the list says {md5}" if found != md5 else ""
+
+    part = _part_of(path)
     make_folder(path.parent)
-    part, best, failures, wrong_sums = _part_of(path), 0, 0, 0
     progress.set_description(path.name[-40:], refresh=False)
-    while True:
-        try:
-            _continue(url, part, progress)
-        except NETWORK_ERRORS as error:
-            # An attempt that got further than any before is no failure: long downloads are cut many times.
-            reached = part.stat().st_size if part.exists() else 0
-            failures, best = (0 if reached > best else failures + 1), max(best, reached)
-            _wait_or_give_up(url, error, failures)
-            continue
-        if md5 is None or (found := file_md5(part)) == md5:
-            os.replace(part, path)
-            return
-        progress.update(-part.stat().st_size)
-        part.unlink()
-        wrong_sums += 1
-        if wrong_sums > 1:
-            raise UserError(f"{url}: its md5 is {found}, the list says {md5}; try later, or report it to its publisher")
-        progress.write(f"{path.name} arrived damaged (wrong md5); it is downloaded again")
+    for attempt in range(3):
+        file = part if attempt else path
+        if attempt:
+            _persist(url, lambda: _continue(url, part, progress), lambda: _bytes_here(part))
+        if file.exists():
+            problem = wrong(file)
+            if not problem:
+                os.replace(file, path)
+                return
+            progress.write(f"{file} is damaged ({problem}); it is downloaded again")
+            progress.update(-file.stat().st_size)
+            file.unlink()
+    raise UserError(f"{url}: {problem}; try later, or report it to its publisher")
 
 
 def file_md5(path: Path) -> str:
@@ -353,94 +402,102 @@ def file_md5(path: Path) -> str:
     return digest.hexdigest()
 
 
-class _Unanswered(Exception):
-    """The server has no answer to this kind of question."""
+def _persist(url: str, once: Callable[[], T], reached: Callable[[], int] = lambda: 0) -> T:
+    """What `once` returns, tried again after errors of the network.
+
+    An attempt that got further (`reached`, bytes) than any before is not a failure: long downloads are cut many times.
+
+    Raises:
+        UserError: it failed too often, or for a reason that another attempt will not change.
+    """
+    failures, best = 0, reached()
+    while True:
+        try:
+            return once()
+        except UserError:
+            raise
+        except Exception as error:  # urllib and http.client raise whatever the parsing of an answer runs into
+            if is_out_of_memory(error):
+                raise
+            failures, best = (0 if reached() > best else failures + 1), max(best, reached())
+            if failures >= ATTEMPTS:
+                reason = getattr(error, "reason", None) or error
+                text = f"cannot download {url}: {str(reason)[:200] or type(error).__name__}"
+                raise UserError(f"{text}; run this again later, it continues where it stopped") from None
+            time.sleep(WAIT_S * 2**failures)
 
 
-def _open(url: str, method: str = "GET", start: int = 0, unanswered: tuple[int, ...] = ()) -> http.client.HTTPResponse:
-    """Raises UserError for what another attempt will not mend, `_Unanswered` for the given codes, else URLError."""
+def _open(url: str, method: str = "GET", start: int = 0) -> http.client.HTTPResponse:
+    """Raises UserError for what another attempt will not change."""
     headers = {"User-Agent": "interwild-download"} | ({"Range": f"bytes={start}-"} if start else {})
+    opener = urllib.request.OpenerDirector()  # http(s) alone: a redirection may name ftp or a file
+    for handler in ("ProxyHandler", "HTTPHandler", "HTTPSHandler", "HTTPDefaultErrorHandler", "HTTPRedirectHandler"):
+        opener.add_handler(getattr(urllib.request, handler)())
+    opener.add_handler(urllib.request.HTTPErrorProcessor())
+    opener.add_handler(urllib.request.UnknownHandler())
     try:
-        return urlopen(Request(url, headers=headers, method=method), timeout=TIMEOUT_S)
+        return opener.open(urllib.request.Request(url, headers=headers, method=method), timeout=TIMEOUT_S)
     except HTTPError as error:
         error.close()
-        if error.code in unanswered:
-            raise _Unanswered from None
         if error.code in (403, 404, 410):
             raise UserError(f"the server does not have {url} ({error.code}); check --base, or its homepage") from None
-        if error.code < 500 and error.code not in (408, 416, 429):
-            raise UserError(f"the server refuses {url}: {error.code} {error.reason}") from None
+        if error.code < 500 and error.code not in (405, 408, 416, 429):
+            raise UserError(f"the server refuses {url}: {error.code} {str(error.reason)[:200]}") from None
         raise
 
 
 def _continue(url: str, part: Path, progress: tqdm) -> None:
-    """Fetch what `part` lacks; all of it if the server cannot start in the middle. Raises one of NETWORK_ERRORS."""
-    have = part.stat().st_size if part.exists() else 0
+    """Download what `part` lacks; all of it if the server cannot start in the middle."""
+    have = _bytes_here(part)
     try:
         response = _open(url, start=have)
     except HTTPError as error:
         if error.code == 416 and have:  # there is nothing from here on: whole already, or too long
-            if _total(error.headers) == have:
+            if _number(error.headers.get("Content-Range", "").rpartition("/")[2]) == have:
                 return
             progress.update(-have)
             part.unlink()
             raise ConnectionError("the part here does not fit the file there; starting over") from None
         raise
     with response:
-        continued = response.status == 206 and _start(response.headers) == have
-        if have and not continued:
-            if response.status == 206:
-                raise ConnectionError("the server sent another piece than asked for")
+        if have and response.status == 206:
+            first = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+            if _number(first) != have:
+                raise ConnectionError("the server sent another piece than was requested")
+        elif have:
             progress.write(f"{part.stem}: the server cannot continue a download; starting over")
             progress.update(-have)
             have = 0
-        length = response.headers.get("Content-Length")
-        received = _copy(response, part, "ab" if have else "wb", progress)
-        if length and received < int(length):
+        length, received = _number(response.headers.get("Content-Length")), 0
+        chunk = response.read(CHUNK_BYTES)
+        with _writing(part), open(part, "ab" if have else "wb", buffering=0) as file:
+            while chunk:
+                file.write(chunk)  # unbuffered: errors of the disk show here
+                received += len(chunk)
+                progress.update(len(chunk))
+                try:
+                    chunk = response.read(CHUNK_BYTES)
+                except OSError as error:
+                    raise http.client.HTTPException(str(error)) from None  # not of the disk
+        if length and received < length:
             raise ConnectionError(f"the connection was cut after {size_text(have + received)}")
 
 
-def _copy(response: http.client.HTTPResponse, part: Path, mode: str, progress: tqdm) -> int:
-    received = 0
+def _number(text: str | None) -> int | None:
+    """A number of bytes in a header."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 19 else None
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        file = open(part, mode)
+        yield
     except OSError as error:
-        raise _cannot_write(part, error) from None
-    with file:
-        while chunk := response.read(CHUNK_BYTES):
-            try:
-                file.write(chunk)
-                file.flush()  # errors of the disk show here, not when the file is closed
-            except OSError as error:
-                raise _cannot_write(part, error) from None
-            received += len(chunk)
-            progress.update(len(chunk))
-    return received
+        advice = ADVICE.get(error.errno or 0, "check the folder's permissions or choose another folder")
+        raise UserError(f"cannot write {path}: {error.strerror or error} ({advice}); {AGAIN}") from None
 
 
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    advice = ADVICE.get(error.errno, "check the folder's permissions or choose another folder")
-    return UserError(f"cannot write {path}: {error.strerror or error} ({advice}); the next run continues here")
-
-
-def _start(headers: Message) -> int | None:
-    match = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
-    return int(match[1]) if match else None
-
-
-def _total(headers: Message) -> int | None:
-    match = re.search(r"/(\d+)$", headers.get("Content-Range", ""))
-    return int(match[1]) if match else None
-
-
-def _wait_or_give_up(url: str, error: Exception, failures: int) -> None:
-    if failures >= ATTEMPTS:
-        reason = getattr(error, "reason", None) or error
-        raise UserError(f"cannot download {url}: {reason}; run this again later, it continues where it stopped")
-    time.sleep(WAIT_S * 2**failures)
-
-
-# ---- archives ----
+# ---- Archives ----
 
 
 def mark_of(folder: Path, archive: Archive) -> Path:
@@ -456,8 +513,8 @@ def unpack(parts: Sequence[Path], archive: Archive, folder: Path) -> None:
         archive: says where its content belongs.
 
     Raises:
-        UserError: the archive is damaged; it names a path outside, a link or a device (nothing of it is kept); it has
-            not the folders that are known of it; the disk is full.
+        UserError: the archive is damaged; it names a path outside, a link or a device (nothing of it is kept); its
+            folders are not those that are known; the disk is full.
     """
     target = folder / archive.target
     make_folder(target)
@@ -465,13 +522,19 @@ def unpack(parts: Sequence[Path], archive: Archive, folder: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        if parts[0].suffix == ".zip":
-            _extract_zip(parts[0], temporary)
-        else:
-            _extract_tar(parts, temporary)
+        (_extract_zip if parts[0].suffix == ".zip" else _extract_tar)(parts, temporary)
         _merge(_content(temporary, archive, parts), target)
-    except OSError as error:
-        raise _cannot_write(target, error) from None
+    except UserError:
+        raise
+    except Exception as error:  # tarfile, zipfile and the decompressors raise whatever their parsing runs into
+        if is_out_of_memory(error):
+            raise
+        if isinstance(error, OSError) and error.errno in ADVICE:
+            with _writing(target):
+                raise
+        more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
+        reason = str(error)[:200] or type(error).__name__
+        raise UserError(f"archive {parts[0]}{more} is damaged ({reason}); delete it and run this again") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     atomic_write(mark_of(folder, archive), "".join(f"{part.name}\n" for part in parts).encode())
@@ -481,62 +544,47 @@ class _Joined:
     """Files read as one, without joining them on the disk."""
 
     def __init__(self, paths: Sequence[Path], progress: tqdm) -> None:
-        self.paths, self.progress = list(paths), progress
-        self.file = None
+        self.chunks, self.rest = self._read_all(paths, progress), b""
+
+    @staticmethod
+    def _read_all(paths: Sequence[Path], progress: tqdm) -> Iterator[bytes]:
+        for path in paths:
+            with open(path, "rb") as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    progress.update(len(chunk))
+                    yield chunk
 
     def read(self, size: int) -> bytes:
-        while True:
-            if self.file is None:
-                if not self.paths:
-                    return b""
-                self.file = open(self.paths.pop(0), "rb")
-            if data := self.file.read(size):
-                self.progress.update(len(data))
-                return data
-            self.close()
-
-    def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-        self.file = None
-
-
-def _unpack_progress(name: str, total: int) -> tqdm:
-    return tqdm(total=total, desc=f"unpacking {name[-30:]}", unit="B", unit_scale=True, unit_divisor=1000, leave=False)
+        self.rest = self.rest or next(self.chunks, b"")
+        data, self.rest = self.rest[:size], self.rest[size:]
+        return data
 
 
 def _extract_tar(parts: Sequence[Path], folder: Path) -> None:
     if not hasattr(tarfile, "data_filter"):
         raise UserError("this Python cannot unpack archives safely; update it (3.10.12, 3.11.4 or later)")
     name = parts[0].name
-    with _unpack_progress(name, sum(part.stat().st_size for part in parts)) as progress:
-        joined = _Joined(parts, progress)
-        try:
-            with gzip.GzipFile(fileobj=joined) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
-                for member in tar:
-                    check_member(name, member.name, plain=member.isfile() or member.isdir())
-                    tar.extract(member, folder, filter="data")
-                while stream.read(CHUNK_BYTES):  # to its end, where the stream's own checksum is
-                    pass
-        except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise _damaged(parts, error) from None
-        finally:
-            joined.close()
+    with _bar(f"unpacking {name[-30:]}", sum(part.stat().st_size for part in parts), leave=False) as progress:
+        joined: Any = _Joined(parts, progress)  # `read` is all that GzipFile needs
+        with gzip.GzipFile(fileobj=joined) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+            for member in tar:
+                check_member(name, member.name, plain=member.isfile() or member.isdir())
+                tar.extract(member, folder, filter="data")
+            while stream.read(CHUNK_BYTES):  # to its end, where the stream's own checksum is
+                pass
 
 
-def _extract_zip(path: Path, folder: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
+def _extract_zip(parts: Sequence[Path], folder: Path) -> None:
+    with zipfile.ZipFile(parts[0]) as archive:
+        members = archive.infolist()
+        for member in members:
+            kind = (member.external_attr >> 16) & 0o170000  # of a Unix file; 0 where it was packed elsewhere
+            check_member(parts[0].name, member.filename, plain=kind in (0, 0o100000, 0o040000))
+        total = sum(member.file_size for member in members)
+        with _bar(f"unpacking {parts[0].name[-30:]}", total, leave=False) as progress:
             for member in members:
-                kind = (member.external_attr >> 16) & 0o170000  # of a Unix file; 0 where it was packed elsewhere
-                check_member(path.name, member.filename, plain=kind in (0, 0o100000, 0o040000))
-            with _unpack_progress(path.name, sum(member.file_size for member in members)) as progress:
-                for member in members:
-                    archive.extract(member, folder)
-                    progress.update(member.file_size)
-    except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, NotImplementedError) as error:
-        raise _damaged([path], error) from None
+                archive.extract(member, folder)
+                progress.update(member.file_size)
 
 
 def check_member(archive: str, name: str, plain: bool) -> None:
@@ -544,7 +592,7 @@ def check_member(archive: str, name: str, plain: bool) -> None:
 
     Args:
         archive, name: the archive and the entry, for the message.
-        plain: whether it is a file or folder, and no link, device or pipe.
+        plain: whether it is a file or folder, and not a link, device or pipe.
 
     Raises:
         UserError: the entry is not plain, or could land outside the folder it is unpacked in.
@@ -553,14 +601,8 @@ def check_member(archive: str, name: str, plain: bool) -> None:
     outside = path.is_absolute() or ".." in path.parts or "\\" in name or bool(PureWindowsPath(name).drive)
     if outside or not plain:
         problem = "lies outside the archive's folder" if outside else "is a link or a device"
-        raise UserError(
-            f"refused {archive}: its entry {name!r} {problem}, which no archive of this dataset needs; delete it"
-        )
-
-
-def _damaged(parts: Sequence[Path], error: Exception) -> UserError:
-    names = ", ".join(str(part) for part in parts[:1]) + (f" and {len(parts) - 1} more" if len(parts) > 1 else "")
-    return UserError(f"archive {names} is damaged ({error}); delete it and run this again")
+        text = f"refused {archive}: its entry {name[:200]!r} {problem}"
+        raise UserError(f"{text}, which no archive of this dataset needs; delete it")
 
 
 def _content(folder: Path, archive: Archive, parts: Sequence[Path]) -> Path:
@@ -572,16 +614,11 @@ def _content(folder: Path, archive: Archive, parts: Sequence[Path]) -> Path:
         for candidate in level:
             if (candidate / archive.landmark).is_dir():
                 return candidate
-        level = [Path(entry) for parent in level for entry in sorted(_folders(parent))]
+        level = [entry for parent in level for entry in sorted(parent.iterdir()) if entry.is_dir()]
     raise UserError(
         f"{parts[0].name} holds no folder {archive.landmark!r}, so it is not clear where it belongs; "
         f"unpack it by hand so that {archive.target}/{archive.landmark} exists"
     )
-
-
-def _folders(path: Path) -> list[str]:
-    with os.scandir(path) as entries:
-        return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def _merge(source: Path, target: Path) -> None:

@@ -1,8 +1,11 @@
 """Downloads from a server on this machine: whole, interrupted, damaged, hostile."""
 
+import contextlib
 import gzip
 import hashlib
 import io
+import random
+import socket
 import subprocess
 import sys
 import tarfile
@@ -213,7 +216,7 @@ def test_two_downloads_in_one_folder(server, tmp_path):
     """They would write into each other's part files."""
     server.files["a.bin"] = CONTENT
     job = download.Job(server.base, tmp_path, [download.RemoteFile("a.bin")], [], {}, keep=False)
-    with download._locked(tmp_path), pytest.raises(UserError, match="another download is running"):
+    with download.locked(tmp_path), pytest.raises(UserError, match="another download is running"):
         download.run_job(job)
     download.run_job(job)
     assert (tmp_path / "a.bin").read_bytes() == CONTENT
@@ -350,6 +353,139 @@ def test_checksum_at_the_end_of_the_stream_is_read(tmp_path):
     parts, archive = archive_on_disk(tmp_path, [bytes(data)], landmark="images")
     with pytest.raises(UserError, match="is damaged"):
         download.unpack(parts, archive, tmp_path)
+
+
+def zip_bytes(compression: int) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as file:
+        for name in ("01/1/rgb/000.png", "01/1/rgb/001.png", "01/readme.txt"):
+            file.writestr(name, CONTENT[:3000] + b"0" * 3000)
+    return buffer.getvalue()
+
+
+WHOLE = {
+    "tar": tar_bytes({"images/1.png": CONTENT[:3000], "images/a/2.png": b"0" * 5000, "notes.txt": b"text"}),
+    "stored": zip_bytes(zipfile.ZIP_STORED),
+    "deflated": zip_bytes(zipfile.ZIP_DEFLATED),
+    "bzip2": zip_bytes(zipfile.ZIP_BZIP2),
+    "lzma": zip_bytes(zipfile.ZIP_LZMA),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_damaged_archives_are_one_line(tmp_path, kind):
+    """Bytes changed, cut out or repeated: it is unpacked, or refused with one line, and never does half of it stay."""
+    rng = random.Random(kind)
+    for number in range(120):
+        data = bytearray(gzip.decompress(WHOLE[kind]) if kind == "tar" and number % 2 else WHOLE[kind])
+        for _ in range(rng.choice((1, 1, 2, 8))):
+            place = (
+                rng.randrange(len(data))
+                if rng.random() < 0.4
+                else rng.choice((0, len(data) - 200)) + rng.randrange(150)
+            )
+            how = rng.randrange(4)
+            if how == 0:
+                data[place] = rng.randrange(256)
+            elif how == 1:
+                data[place : place + rng.choice((1, 4, 200))] = b""
+            elif how == 2:
+                data[place : place + 4] = rng.choice((b"\0" * 4, b"\xff" * 4, rng.randbytes(4)))
+            else:
+                data[place:place] = data[place : place + rng.choice((1, 30, 500))]
+        content = gzip.compress(bytes(data)) if kind == "tar" and number % 2 else bytes(data)
+        home = tmp_path / str(number)
+        home.mkdir()
+        part = home / ("some.tar.gzaa" if kind == "tar" else "01.zip")
+        part.write_bytes(content)
+        archive = layouts.Archive("some", (part.name,), "content", None)
+        try:
+            download.unpack([part], archive, home)
+        except UserError as error:
+            assert len(str(error)) < 600 and part.name in str(error), error
+            assert list((home / "content").iterdir()) == []
+        else:
+            assert download.mark_of(home, archive).exists()
+
+
+def test_sizes_are_compared_where_the_server_tells_them(server, tmp_path, progress):
+    """A file without a checksum from an earlier run that is shorter than the server's is downloaded again."""
+    server.files["a.bin"] = CONTENT
+    (tmp_path / "a.bin").write_bytes(CONTENT[:1000])
+    size = download.remote_size(f"{server.base}/a.bin")
+    download.fetch(f"{server.base}/a.bin", tmp_path / "a.bin", None, progress, size)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    with pytest.raises(UserError, match="has 300000 bytes, the server says 5"):
+        download.fetch(f"{server.base}/a.bin", tmp_path / "b.bin", None, progress, 5)
+    assert not (tmp_path / "b.bin").exists()
+
+
+HOSTILE_ANSWERS = [
+    b"",
+    b"\0\xff" * 500,
+    b"HTTP/1.1\r\n\r\n",
+    b"HTTP/1.1 999999 x\r\n\r\n",
+    b"HTTP/1.1 -5 x\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nx",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 1e5\r\n\r\nx",
+    b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nx",
+    "HTTP/1.1 200 OK\r\nContent-Length: \u0663\r\n\r\nx".encode(),
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nx",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nx",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"f" * 70000,
+    b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n",
+    b"HTTP/1.1 200 OK\r\nx: " + b"a" * 70000 + b"\r\n\r\n",
+    b"HTTP/1.1 206 x\r\nContent-Range: bytes " + b"9" * 5000 + b"-5/9\r\nContent-Length: 1\r\n\r\nx",
+    b"HTTP/1.1 416 x\r\nContent-Range: bytes */" + b"9" * 5000 + b"\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 302 x\r\nLocation: file:///etc/passwd\r\n\r\n",
+    b"HTTP/1.1 302 x\r\nLocation: ftp://127.0.0.1:1/x\r\n\r\n",
+    b"HTTP/1.1 302 x\r\nLocation: http://[::1\r\n\r\n",
+    b"HTTP/1.1 302 x\r\nLocation: http://127.0.0.1:999999/\r\n\r\n",
+    b"HTTP/1.1 302 x\r\nLocation: http://\xff\xfe..../\r\n\r\n",
+    b"HTTP/1.1 302 x\r\nLocation: /%00\x01 x\r\n\r\n",
+    b"HTTP/1.1 302 x\r\nLocation: http:\r\n\r\n",
+    b"HTTP/1.1 401 x\r\nWWW-Authenticate: x\r\n\r\n",
+    b"HTTP/1.1 101 x\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("answer", HOSTILE_ANSWERS, ids=range(len(HOSTILE_ANSWERS)))
+@pytest.mark.parametrize("method", ["HEAD", "GET", "list"])
+def test_hostile_answers_are_one_line(tmp_path, progress, answer, method, monkeypatch):
+    """Refused with one line, or taken for what it may be; never a traceback."""
+    monkeypatch.setattr(download, "TIMEOUT_S", 2)
+    (tmp_path / "a.part").write_bytes(b"begun")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    with connection, contextlib.suppress(OSError):
+                        connection.recv(65536)
+                        connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/a"
+        calls = {
+            "HEAD": lambda: download.remote_size(url),
+            "GET": lambda: download.fetch(url, tmp_path / "a", MD5, progress),
+            "list": lambda: download.read_checksums(download.fetch_text(url)),
+        }
+        try:
+            calls[method]()
+        except UserError as error:
+            assert len(str(error)) < 600, error
+        finally:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_long_line_of_blanks_is_no_trouble():
+    """Linear in its length: a pattern that tries every split would take hours."""
+    with pytest.raises(UserError, match="line 1"):
+        download.read_checksums("a" + " \t" * 2_000_000 + "b")
 
 
 # ---- the layouts and the commands ----

@@ -130,7 +130,7 @@ def _check_opened(report: Report, data: Path, config: Config, options: Options) 
     except UserError as error:
         if name == "InterHand26M" and "no annotation that can be used" in str(error):
             source = InterHand26M(data / name, split, "all")  # joints in metres: no box is as large as a pixel
-            joints = pick(source.column("joints_world").reshape(-1, 21, 3), 500)
+            joints = source.column("joints_world").reshape(-1, 21, 3)[:500]
             check_magnitude(report, JOINTS, [span(hand) for hand in joints], 0.03, 0.5)
         report.problem(str(error), _how_to_get(name, split, [str(error)]))
         return
