@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from common.errors import UserError, error_context, is_out_of_memory
+from common.options import Parser
 from common.utils.files import ADVICE, atomic_write, make_folder
 from data import layouts
 from data.layouts import DATASETS, TOY_MARK, Archive
@@ -86,7 +87,7 @@ def main(name: str, about: str) -> None:
     """The command line of data/{name}/download.py. `about`: its description."""
     folder = Path(__file__).resolve().parent / name / "data"
     base = layouts.HIC_BASE if name == "HIC" else layouts.REINTERHAND_BASE
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(about, {"--out": "--output"})
     if name == "HIC":
         text = "comma-separated: 01 to 11, 15 to 21, hands (01-11), objects (15-21), all (default)"
         parser.add_argument("--sequences", default="all", help=text)
@@ -96,18 +97,18 @@ def main(name: str, about: str) -> None:
         text = f"comma-separated: all, default, {', '.join(layouts.CAPTURE_ARCHIVES)} (default: %(default)s)"
         parser.add_argument("--parts", default="default", help=text)
     parser.add_argument("--base", default=base, help="address that the files are below (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=folder, help=f"folder (default: data/{name}/data)")
+    parser.add_argument("--output", type=Path, default=folder, help=f"folder (default: data/{name}/data)")
     parser.add_argument("--keep", action="store_true", help="keep the archives after unpacking")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be downloaded, and how large it is")
+    parser.add_argument("--dry_run", action="store_true", help="show what would be downloaded, and how large it is")
     args = parser.parse_args()
     args.base = check_base(args.base)
-    mark = args.out.parent / TOY_MARK
+    mark = args.output.parent / TOY_MARK
     if mark.exists():  # real data beside made-up ones would look the same
-        raise UserError(f"{mark.parent} holds toy data; delete or move that folder first, or choose another with --out")
+        raise UserError(f"{mark.parent} holds toy data; delete or move that folder first, or choose another with --output")
     job = plan_hic(args) if name == "HIC" else plan_reinterhand(args)
     run_job(job, args.dry_run)
-    if name == "HIC" and not (args.out / "HIC.json").exists():
-        print(f"Still to do: {args.out / 'HIC.json'} is not there. {layouts.HIC_JSON_FROM}")
+    if name == "HIC" and not (args.output / "HIC.json").exists():
+        print(f"Still to do: {args.output / 'HIC.json'} is not there. {layouts.HIC_JSON_FROM}")
 
 
 def plan_hic(args: argparse.Namespace) -> Job:
@@ -119,7 +120,7 @@ def plan_hic(args: argparse.Namespace) -> Job:
     sequences = choose(args.sequences, groups, "--sequences")
     print_terms("HIC")
     archives = [layouts.hic_archive(sequence) for sequence in (*sequences, "mano")]
-    return Job(args.base, args.out, [], archives, {}, args.keep)
+    return Job(args.base, args.output, [], archives, {}, args.keep)
 
 
 def plan_reinterhand(args: argparse.Namespace) -> Job:
@@ -142,7 +143,7 @@ def plan_reinterhand(args: argparse.Namespace) -> Job:
     unlisted = [path for path in (*files, *(part for a in archives for part in a.parts)) if path not in md5s]
     if unlisted:
         print(f"note: {len(unlisted)} files have no checksum in the publisher's lists, e.g. {unlisted[0]}")
-    return Job(args.base, args.out, [RemoteFile(path, md5s.get(path)) for path in files], archives, md5s, args.keep)
+    return Job(args.base, args.output, [RemoteFile(path, md5s.get(path)) for path in files], archives, md5s, args.keep)
 
 
 def with_listed_parts(archive: Archive, md5s: Mapping[str, str]) -> Archive:
@@ -252,7 +253,7 @@ def check_space(folder: Path, needed: int) -> None:
     if free < needed:
         raise UserError(
             f"the disk of {folder} has {size_text(free)} free, about {size_text(needed)} are needed; free some space, "
-            "choose fewer parts, or another folder with --out"
+            "choose fewer parts, or another folder with --output"
         )
 
 

@@ -52,6 +52,7 @@ from common.utils.images import quiet_opencv
 from data.dataset import (
     EvalItems,
     HandDataset,
+    check_machine,
     collate_readable,
     init_worker,
     loader_workers,
@@ -161,10 +162,13 @@ def evaluate(
         UserError: a sample cannot be read, or a prediction is not finite.
     """
     batches = math.ceil(len(indices) / config.test_batch_size)
+    workers = loader_workers(config.num_thread, process.local_world, batches)
+    height, width = config.frames.crop
+    check_machine(workers, 4 * 3 * height * width * config.test_batch_size)
     loader = DataLoader(
         EvalItems(dataset, indices, skip_bad),
         batch_size=config.test_batch_size,
-        num_workers=loader_workers(config.num_thread, process.local_world, batches),
+        num_workers=workers,
         collate_fn=collate_readable,
         worker_init_fn=init_worker,
         pin_memory=process.device.type == "cuda",
