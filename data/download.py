@@ -104,7 +104,9 @@ def main(name: str, about: str) -> None:
     args.base = check_base(args.base)
     mark = args.output.parent / TOY_MARK
     if mark.exists():  # real data beside made-up ones would look the same
-        raise UserError(f"{mark.parent} holds toy data; delete or move that folder first, or choose another with --output")
+        raise UserError(
+            f"{mark.parent} holds toy data; delete or move that folder first, or choose another with --output"
+        )
     job = plan_hic(args) if name == "HIC" else plan_reinterhand(args)
     run_job(job, args.dry_run)
     if name == "HIC" and not (args.output / "HIC.json").exists():

@@ -73,7 +73,7 @@ from common.targets import build_images, build_targets
 from common.types import Prediction, Sample, Targets, take
 from common.utils.files import make_folder, write_image
 from common.utils.images import quiet_opencv
-from data.dataset import MixedSampler, init_worker, loader_workers, to_device, unwrap_worker_errors
+from data.dataset import MixedSampler, check_machine, init_worker, loader_workers, to_device, unwrap_worker_errors
 from main.build import build_model, init_backbones, open_training
 from main.config import Config
 from main.options import add_config_options, read_config
