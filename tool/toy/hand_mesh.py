@@ -319,19 +319,14 @@ def _tube(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     return np.stack((lower, np.roll(lower, -1), np.roll(upper, -1), upper), -1)
 
 
-def _strip(lower: np.ndarray, upper: np.ndarray) -> list[tuple[int, int, int]]:
-    """Triangles between two closed rings of different lengths."""
-    triangles, i, j = [], 0, 0
+def _strip(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """(M + N, 3): triangles between closed rings of M and N vertices; the ring that lags behind takes the next step."""
     m, n = len(lower), len(upper)
-    while i < m or j < n:
-        a, b = lower[i % m], upper[j % n]
-        if j == n or (i < m and (i + 0.5) / m < (j + 0.5) / n):
-            i += 1
-            triangles.append((a, lower[i % m], b))
-        else:
-            j += 1
-            triangles.append((a, upper[j % n], b))
-    return triangles
+    halfway = np.concatenate(((np.arange(n) + 0.5) / n, (np.arange(m) + 0.5) / m))
+    on_lower = np.argsort(halfway, kind="stable") >= n
+    i, j = np.cumsum(on_lower) - on_lower, np.cumsum(~on_lower) - ~on_lower  # steps taken before
+    ahead = np.where(on_lower, lower[(i + 1) % m], upper[(j + 1) % n])
+    return np.stack((lower[i % m], ahead, upper[j % n]), -1)
 
 
 def _layout() -> Layout:
@@ -353,7 +348,7 @@ def _layout() -> Layout:
         if len(lower) == len(upper):
             quads.append(_tube(lower, upper))
         else:
-            triangles += _strip(lower, upper)
+            triangles.append(_strip(lower, upper))
     front = rows[-1]
     gaps = np.stack((front[[21, 20]], *take(3, 2), front[[9, 10]]))  # beside the fingers, from the back to the palm
     hole = np.stack([row[around] for row in rows[HOLE_ROW : HOLE_ROW + HOLE_SIZE + 1]])
@@ -370,14 +365,17 @@ def _layout() -> Layout:
         rings[finger] = np.concatenate((base[None], take(counts[finger], len(base))))
         tip = int(take(1)[0])
         quads += [_tube(*pair) for pair in pairwise(rings[finger])]
-        triangles += [(a, b, tip) for a, b in pairwise(np.append(rings[finger][-1], rings[finger][-1, 0]))]
+        last = rings[finger][-1]
+        triangles.append(np.stack((last, np.roll(last, -1), np.full(len(last), tip)), -1))
         holder = np.flatnonzero(number == FINGERTIP_VERTICES[f"{finger}_4"])[0]
         number[[tip, holder]] = number[[holder, tip]]
     webs = [np.array([front[2 * k + 2], *gaps[k + 1], front[17 - 2 * k]]) for k in range(3)]
     quads = np.concatenate(quads)
     quads = quads[(quads >= 0).all(1)]  # none in the hole
     rings = {finger: number[ring] for finger, ring in rings.items()}
-    return Layout(number[quads], number[np.array(triangles)], [number[r] for r in rows], number[np.stack(webs)], rings)
+    return Layout(
+        number[quads], number[np.concatenate(triangles)], [number[r] for r in rows], number[np.stack(webs)], rings
+    )
 
 
 # ---- positions ----

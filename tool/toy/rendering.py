@@ -3,6 +3,7 @@
 Pure functions; colours are sRGB in 0..1 unless a name says `linear`. The geometry is that of `common.drawing.raster`.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
@@ -130,31 +131,25 @@ def _skin_maps(rig: HandRig) -> list[np.ndarray]:
     return maps
 
 
-def _line(
-    canvas: np.ndarray, points: list[np.ndarray], width: int, rgb: tuple[float, float, float], blur: float
-) -> None:
-    """Multiply a colour onto the map along a line."""
-    corners = np.round(np.array(points)).astype(np.int32)
+def _stain(canvas: np.ndarray, rgb: tuple[float, float, float], blur: float, draw: Callable, *shape: object) -> None:
+    """Multiply a colour onto the map where a function of OpenCV draws a shape."""
 
-    def draw(mask: np.ndarray) -> None:
-        cv2.polylines(mask, [corners], False, 255, width, cv2.LINE_AA)
+    def draw_soft(mask: np.ndarray) -> None:
+        draw(mask, *shape, cv2.LINE_AA)
         cv2.GaussianBlur(mask, (0, 0), blur, mask)
 
-    paint(canvas, draw, lambda mask, below: below * np.array(rgb))
+    paint(canvas, draw_soft, lambda mask, below: below * np.array(rgb))
 
 
-def _spot(
-    canvas: np.ndarray, centre: np.ndarray, along: np.ndarray, half: np.ndarray, rgb: tuple[float, float, float],
-    blur: float,
-) -> None:  # fmt: skip
-    """Multiply a colour onto the map within an ellipse of half-axes `half` (2,) along and across a direction."""
+def _line(canvas: np.ndarray, points: list[np.ndarray], width: int, rgb: tuple, blur: float) -> None:
+    """A line through points on the map."""
+    _stain(canvas, rgb, blur, cv2.polylines, [np.round(np.array(points)).astype(np.int32)], False, 255, width)
+
+
+def _spot(canvas: np.ndarray, centre: np.ndarray, along: np.ndarray, half: np.ndarray, rgb: tuple, blur: float) -> None:
+    """An ellipse on the map, of half-axes `half` (2,) along and across a direction."""
     ellipse = (centre.tolist(), (2 * half).tolist(), float(np.degrees(np.arctan2(along[1], along[0]))))
-
-    def draw(mask: np.ndarray) -> None:
-        cv2.ellipse(mask, ellipse, 255, -1, cv2.LINE_AA)
-        cv2.GaussianBlur(mask, (0, 0), blur, mask)
-
-    paint(canvas, draw, lambda mask, below: below * np.array(rgb))
+    _stain(canvas, rgb, blur, cv2.ellipse, ellipse, 255, -1)
 
 
 def _frame_of(texels: dict[str, np.ndarray], finger: str, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

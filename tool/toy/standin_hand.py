@@ -80,18 +80,12 @@ def parse_args() -> argparse.Namespace:
 
 
 def build_standin(seed: int = 0, left_shapedirs: str = "published") -> dict[str, Hand]:
-    """Both stand-in hands as the contents of their files.
+    """Both stand-in hands as the contents of their files: 'right' and 'left', in metres and radians.
 
     Args:
         seed: varies the proportions by one or two per cent and draws the example poses.
         left_shapedirs: 'published' keeps the right hand's sign of x in the left shape modes, as the published left
             file does, so that a reader has to repair it; 'repaired' holds the mirrored modes.
-
-    Returns:
-        {'right': ..., 'left': ...}, each with v_template (778, 3), f (1538, 3) uint32, J_regressor (16, 778),
-        J (16, 3), weights (778, 16), shapedirs (778, 3, 10), posedirs (778, 3, 135), kintree_table (2, 16),
-        hands_mean (45,), hands_components (45, 45), hands_coeffs (N, 45), bs_type, bs_style and model_name; metres
-        and radians.
     """
     if left_shapedirs not in ("published", "repaired"):
         raise ValueError(f"left_shapedirs is {left_shapedirs!r}, not 'published' or 'repaired'")
@@ -103,17 +97,17 @@ def build_standin(seed: int = 0, left_shapedirs: str = "published") -> dict[str,
     components, coeffs = _pose_space(anatomy, rng)
     right = {
         "model_name": MODEL_NAME,
-        "v_template": vertices,
-        "f": mesh.faces,
-        "weights": weights,
-        "J_regressor": regressor,
+        "v_template": vertices,  # (778, 3)
+        "f": mesh.faces,  # (1538, 3) uint32
+        "weights": weights,  # (778, 16)
+        "J_regressor": regressor,  # (16, 778)
         "J": regressor @ vertices,
         "kintree_table": np.stack((PARENTS, np.arange(len(PARENTS), dtype=np.uint32))),
         "shapedirs": _shape_modes(anatomy, vertices, weights),
         "posedirs": _pose_correctives(anatomy, vertices, weights),
         "hands_mean": _flexion(anatomy, MEAN_POSE).reshape(-1),
-        "hands_components": components,
-        "hands_coeffs": coeffs,
+        "hands_components": components,  # (45, 45)
+        "hands_coeffs": coeffs,  # (N, 45)
         "bs_type": "lrotmin",
         "bs_style": "lbs",
     }
