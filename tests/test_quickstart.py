@@ -116,8 +116,8 @@ def test_the_whole_and_once_more(tmp_path):
         assert (tmp_path / "out" / path).stat().st_size > 1000
     assert len(list((tmp_path / "out" / "demo" / "renders").glob("*.html"))) >= 12
     table = [line for line in done.stdout.splitlines() if " -> " in line]
-    figures = json.loads((tmp_path / "out" / "after" / "result" / "HIC_0.json").read_text())["metrics"]
-    assert sum("HIC " in line for line in table) == len(figures) >= 4
+    results = json.loads((tmp_path / "out" / "after" / "result" / "HIC_0.json").read_text())["metrics"]
+    assert sum("HIC " in line for line in table) == len(results) >= 4
     losses = (tmp_path / "out" / "log" / "losses.jsonl").read_bytes()
     assert start(*options).returncode == 0
     assert (tmp_path / "out" / "log" / "losses.jsonl").read_bytes() == losses

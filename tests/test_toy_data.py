@@ -1,4 +1,4 @@
-"""Toy data: annotations that agree with the pictures to the pixel, the official layouts, and nobody's data harmed."""
+"""Toy data: annotations that agree with the images to the pixel, the official layouts, and nobody's data harmed."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def skin(hand: TwoHandMano, record: dict, side: int) -> tuple[np.ndarray, np.nda
     return vertices, joints
 
 
-# Every picture as (image, camera, {side: vertices in the camera's world}, {side: joints there in m, or None}).
+# Every image as (pixels, camera, {side: vertices in the camera's world}, {side: joints there in m, or None}).
 Scene = tuple[np.ndarray, CaptureCamera, dict[int, np.ndarray], dict[int, np.ndarray | None]]
 
 
@@ -106,11 +106,11 @@ def interhand_scenes(folder: Path, hand: TwoHandMano, split: str) -> list[Scene]
         world = np.array(joints[capture][frame]["world_coord"]).reshape(2, 21, 3)[:, reorder_index(INTERHAND_JOINTS)]
         valid = np.array(joints[capture][frame]["joint_valid"]).reshape(2, 21)[:, reorder_index(INTERHAND_JOINTS)]
         world = np.where(valid[..., None], world / 1000, np.nan)
-        picture = load_image(folder / "InterHand26M" / "images" / split / image["file_name"])
-        assert picture.shape[:2] == (image["height"], image["width"])
+        pixels = load_image(folder / "InterHand26M" / "images" / split / image["file_name"])
+        assert pixels.shape[:2] == (image["height"], image["width"])
         records = mano[capture][frame]
         vertices = {s: skin(hand, records[name], s)[0] for s, name in enumerate(SIDES) if records[name]}
-        scenes.append((picture, camera, vertices, {s: world[s] for s in vertices}))
+        scenes.append((pixels, camera, vertices, {s: world[s] for s in vertices}))
     return scenes
 
 
@@ -126,11 +126,11 @@ def coco_scenes(folder: Path, hand: TwoHandMano) -> list[Scene]:
             fit = {s: record for s, record in fit.items() if record}
             camera = next(iter(fit.values()))["cam_param"]
             camera = CaptureCamera(*(np.array(camera[k]) for k in ("focal", "princpt")), np.eye(3), np.zeros(3))
-            picture = load_image(
+            pixels = load_image(
                 folder / "MSCOCO" / "images" / "train2017" / images[annotation["image_id"]]["file_name"]
             )
             vertices = {s: skin(hand, record["mano_param"], s)[0] for s, record in fit.items()}
-            scenes.append((picture, camera, vertices, dict.fromkeys(vertices)))
+            scenes.append((pixels, camera, vertices, dict.fromkeys(vertices)))
             for s, record in fit.items():
                 keypoints = np.array(annotation[f"{SIDES[s]}hand_kpts"]).reshape(21, 3)
                 seen = keypoints[:, 2] > 0
@@ -146,11 +146,11 @@ def hic_scenes(folder: Path) -> list[Scene]:
     camera = CaptureCamera(np.array([525.0, 525.0]), np.array([319.5, 239.5]), np.eye(3), np.zeros(3))
     scenes = []
     for annotation in content["annotations"]:
-        picture = load_image(data / images[annotation["image_id"]]["file_name"])
+        pixels = load_image(data / images[annotation["image_id"]]["file_name"])
         paths = {s: annotation[f"{name}_mano_path"] for s, name in enumerate(SIDES)}
         meshes = {s: trimesh.load(data / path, process=False).vertices for s, path in paths.items() if path}
         assert {"interacting": 2}.get(annotation["hand_type"], 1) == len(meshes)
-        scenes.append((picture, camera, meshes, dict.fromkeys(meshes)))
+        scenes.append((pixels, camera, meshes, dict.fromkeys(meshes)))
     return scenes
 
 
@@ -191,9 +191,9 @@ def to_image(points_world: np.ndarray, camera: CaptureCamera) -> np.ndarray:
     return project_capture(points_world @ camera.rotation.T + camera.transl, camera)
 
 
-def silhouette(picture: np.ndarray, points_image: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """(H, W) bool: filled triangles, by OpenCV and not by the renderer that drew the picture."""
-    mask = np.zeros(picture.shape[:2], np.uint8)
+def silhouette(pixels: np.ndarray, points_image: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """(H, W) bool: filled triangles, by OpenCV and not by the renderer that drew the image."""
+    mask = np.zeros(pixels.shape[:2], np.uint8)
     for triangle in np.round(points_image[faces] * 16).astype(np.int32):
         cv2.fillConvexPoly(mask, triangle, 1, shift=4)
     return mask > 0
@@ -215,29 +215,29 @@ def test_joints_lie_on_their_hand(scenes: dict[str, list[Scene]], hand: TwoHandM
     regressor, faces = hand.joint_regressor.numpy(), hand.faces.numpy()
     for name, entries in scenes.items():
         hits = []
-        for picture, camera, vertices, _ in entries:
+        for pixels, camera, vertices, _ in entries:
             for side, points in vertices.items():
                 mask = cv2.dilate(
-                    silhouette(picture, to_image(points, camera), faces[side]).astype(np.uint8), np.ones((3, 3))
+                    silhouette(pixels, to_image(points, camera), faces[side]).astype(np.uint8), np.ones((3, 3))
                 )
                 joints = np.round(to_image(regressor @ points, camera)).astype(int)
-                joints = joints[((joints >= 0) & (joints < picture.shape[1::-1])).all(1)]
+                joints = joints[((joints >= 0) & (joints < pixels.shape[1::-1])).all(1)]
                 hits += mask[joints[:, 1], joints[:, 0]].tolist()
         assert len(hits) > 60 and np.mean(hits) > 0.98, name
 
 
-def test_annotations_fit_the_pictures(scenes: dict[str, list[Scene]], hand: TwoHandMano) -> None:
-    """The picture has its edges where the annotated mesh has its outline, and not a few pixels beside it."""
+def test_annotations_fit_the_images(scenes: dict[str, list[Scene]], hand: TwoHandMano) -> None:
+    """The image has its edges where the annotated mesh has its outline, and not a few pixels beside it."""
     faces = hand.faces.numpy()
     for name, entries in scenes.items():
         there, beside = [], []
-        for picture, camera, vertices, _ in entries:
-            mask = np.zeros(picture.shape[:2], bool)
+        for pixels, camera, vertices, _ in entries:
+            mask = np.zeros(pixels.shape[:2], bool)
             for side, points in vertices.items():
-                mask |= silhouette(picture, to_image(points, camera), faces[side])
+                mask |= silhouette(pixels, to_image(points, camera), faces[side])
             inner = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((2, 2)))
             row, column = np.nonzero(inner)
-            grey = cv2.GaussianBlur(picture.astype(np.float32).mean(-1), (0, 0), 1)
+            grey = cv2.GaussianBlur(pixels.astype(np.float32).mean(-1), (0, 0), 1)
             slope = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
             for shift, to in (
                 ((0, 0), there),
@@ -349,7 +349,7 @@ def test_a_link_to_real_data_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_old_toy_data_go_and_the_projects_files_stay(tmp_path: Path) -> None:
-    """Stale pictures would be listed as samples; the readers' sources and caches live in the same folders."""
+    """Stale images would be listed as samples; the readers' sources and caches live in the same folders."""
     folder = tmp_path / "set"
     (folder / "cache").mkdir(parents=True)
     for name in ("HIC.py", "__init__.py", ".gitkeep", "cache/columns.npy"):
@@ -468,7 +468,7 @@ def test_mistakes_are_named(args: list[str], reason: str, tmp_path: Path) -> Non
 
 
 def test_a_hand_that_is_not_mano_is_refused(mano_folder: Path, tmp_path: Path) -> None:
-    """The hand of the recorded figures is full of holes: no forearm can go on from its wrist."""
+    """The hand of the recorded results is full of holes: no arm can continue from its wrist."""
     with pytest.raises(UserError, match="not open at the wrist"):
         run(["--out", str(tmp_path), "--mano", str(mano_folder), *ARGS])
 
@@ -477,7 +477,7 @@ def test_a_hand_that_is_not_mano_is_refused(mano_folder: Path, tmp_path: Path) -
 
 
 def test_hands_touch_without_running_into_each_other(rig: toy_scene.HandRig, hand: TwoHandMano) -> None:
-    """Balls within the hands keep apart; many pairs are in contact, and many cover each other in the picture."""
+    """Balls within the hands keep apart; many pairs are in contact, and many cover each other in the image."""
     gaps, overlaps = [], []
     for seed in range(25):
         hands = toy_scene.sample_hands(np.random.default_rng(seed), rig, (True, True))
