@@ -209,6 +209,8 @@ def build_data(args: argparse.Namespace, process: ProcessInfo, config: Config) -
     global_batch = config.train_batch_size * (len(args.dp_devices) if args.dp_devices else process.world)
     sampler = MixedSampler(data.group_sizes, global_batch, config.seed, process.rank, process.world)
     workers = loader_workers(config.num_thread, process.local_world, sampler.steps_per_epoch)
+    height, width = config.frames.crop
+    check_machine(workers, 3 * height * width * config.train_batch_size)
     loader = DataLoader(
         data,
         batch_sampler=sampler,
