@@ -14,9 +14,10 @@ import pytest
 import scipy.sparse
 import smplx
 import torch
+from smplx.lbs import batch_rigid_transform, batch_rodrigues
 
 from common.errors import UserError
-from common.nets.mano import TwoHandMano, to_wrist
+from common.nets.mano import TwoHandMano, forward_kinematics, to_wrist
 from common.nets.mano_files import read_hand_models, read_pickle
 from common.types import SIDES, ManoParams
 from common.utils.joints import JOINTS
@@ -108,6 +109,17 @@ def test_layer_equals_independent_skinning(mano, mano_folder):
             np.testing.assert_allclose(vertices[n, index], expected, atol=1e-6)
             if index == 0:  # for the left, joints come from the right hand's regressor
                 np.testing.assert_allclose(joints[n, 0], [named[name] for name in JOINTS], atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_kinematic_chain_gives_the_bits_of_smplx(mano, batch):
+    torch.manual_seed(0)
+    rotations, rest_joints = (
+        batch_rodrigues(torch.randn(batch * 16, 3)).view(batch, 16, 3, 3),
+        torch.randn(batch, 16, 3),
+    )
+    expected = batch_rigid_transform(rotations, rest_joints, torch.tensor(mano.parents))[1]
+    assert torch.equal(forward_kinematics(rotations, rest_joints, mano.parents), expected)
 
 
 def test_layer_is_differentiable_at_rest(mano):

@@ -1,14 +1,24 @@
 """The network as a module: batches, gradients, precision, what is shared with the outside."""
 
+import copy
+from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode  # 2026-11: the only way to run CUDA code paths without a GPU
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_map_only
+from torch.utils.data import default_collate
 
+from common.criterion import InterWildLoss
 from common.nets.resnet import BACKBONES
 from common.postprocess import to_crop
-from common.types import LEFT, RIGHT, Prediction
+from common.targets import build_images, build_targets, make_sample
+from common.types import LEFT, RIGHT, Annotation, Prediction
+from common.utils.augment import Augmentation
 from main.build import build_model
 from main.config import Backbone, Config
 from tests.conftest import SMALL
@@ -155,6 +165,48 @@ def test_bfloat16_autocast(small_model, images):
     # Bones keep their length whatever the precision of the pose.
     bones = (exact.vertices_rel[:, :, 100] - exact.vertices_rel[:, :, 101]).norm(dim=-1)
     assert ((mixed.vertices_rel[:, :, 100] - mixed.vertices_rel[:, :, 101]).norm(dim=-1) / bones - 1).abs().max() < 0.1
+
+
+def test_compiles_to_one_graph(small_model, images):
+    """No graph break (`fullgraph` refuses one), and the compiled network gives the same numbers."""
+    with torch.inference_mode():
+        compiled = flat(torch.compile(small_model, fullgraph=True, backend="eager")(images[:1]))
+        for name, expected in flat(small_model(images[:1])).items():
+            torch.testing.assert_close(compiled[name], expected, rtol=0, atol=1e-6)
+
+
+class OneDevice(TorchDispatchMode):
+    """Fails where an operation has tensors of more than one device, or makes one on the host."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        tensors = (x for x in tree_iter((arguments, options, result)) if isinstance(x, Tensor))
+        assert {x.device.type for x in tensors} <= {"cuda"}, f"{function} copies between host and device"
+        assert function.overloadpacket.__name__ != "_local_scalar_dense", "a value is read on the host"
+        return result
+
+
+def test_a_step_copies_nothing_between_host_and_device(small_model):
+    """Images, targets, network and losses, with fake CUDA tensors: only their shapes and devices are computed."""
+    annotation = Annotation(id=1, image_path=Path("x.jpg"), image_size=(60, 80))
+    frames, image = small_model.frames, np.zeros((60, 80, 3), np.uint8)
+    augmentations = [Augmentation(flip=flip, rot=20.0) for flip in (False, True)]
+    sample = default_collate([make_sample(annotation, image, each, frames, 1.0) for each in augmentations])
+    model = build_model(SMALL, copy.deepcopy(small_model.mano_layer))
+
+    def on_cuda(x: Tensor) -> Tensor:
+        return torch.empty(x.shape, dtype=x.dtype, device="cuda")
+
+    # cuDNN's grid_sample has no fake version.
+    with FakeTensorMode(), torch.backends.cudnn.flags(enabled=False):
+        model._apply(on_cuda)
+        sample = tree_map_only(Tensor, on_cuda, sample)
+        with pytest.raises(AssertionError, match="copies"), OneDevice():
+            torch.tensor([1.0]).to("cuda")
+        with OneDevice():
+            targets = build_targets(sample, model.mano_layer, frames)
+            terms = InterWildLoss(frames)(model(build_images(sample)), targets)
+        assert {term.device.type for term in terms.values()} == {"cuda"}
 
 
 def test_degenerate_boxes_stay_finite(small_model, images):

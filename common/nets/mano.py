@@ -1,7 +1,10 @@
 """TwoHandMano: both hands' MANO layers as one differentiable module on smplx's building blocks."""
 
+from collections.abc import Sequence
+
 import torch
-from smplx.lbs import batch_rigid_transform, batch_rodrigues
+import torch.nn.functional as F
+from smplx.lbs import batch_rodrigues
 from torch import Tensor, nn
 
 from common.nets.mano_files import HandModel
@@ -21,8 +24,8 @@ class TwoHandMano(nn.Module):
     def __init__(self, right: HandModel, left: HandModel) -> None:
         super().__init__()
         self.name = right.name
-        self.parents = right.parents  # stays on the host, where smplx walks the tree
-        if (self.parents != left.parents).any():
+        self.parents: tuple[int, ...] = tuple(right.parents.tolist())
+        if (right.parents != left.parents).any():
             raise ValueError("the two hands have different joint trees")
 
         def buffer(name: str, value: Tensor) -> None:
@@ -70,10 +73,36 @@ class TwoHandMano(nn.Module):
             features = (rotations[:, :, 1:] - torch.eye(3, device=pose.device)).flatten(2)
             posed = shaped + torch.einsum("nhf,hvkf->nhvk", features, self.posedirs)
 
-            _, transforms = batch_rigid_transform(rotations.flatten(0, 1), rest_joints.flatten(0, 1), self.parents)
+            transforms = forward_kinematics(rotations.flatten(0, 1), rest_joints.flatten(0, 1), self.parents)
             skinning = torch.einsum("hvj,nhjab->nhvab", self.weights, transforms.unflatten(0, (batch, 2)))
             vertices = (skinning[..., :3, :3] @ posed[..., None])[..., 0] + skinning[..., :3, 3]
             return vertices, self.regress_joints(vertices)
+
+
+def forward_kinematics(rotations: Tensor, rest_joints: Tensor, parents: Sequence[int]) -> Tensor:
+    """The transforms that linear blend skinning mixes: they take each joint's surroundings from rest to the pose.
+
+    The same numbers as `smplx.lbs.batch_rigid_transform`. With the parents as Python ints nothing is read back from
+    the device, and `torch.compile` sees one graph.
+
+    Args:
+        rotations: (M, J, 3, 3), each relative to its parent.
+        rest_joints: (M, J, 3) m.
+        parents: J joints; a parent comes before its children, and the root first.
+
+    Returns:
+        (M, J, 4, 4).
+    """
+    joints = rest_joints.unbind(1)
+    bones = [joints[0], *(joints[joint] - joints[parent] for joint, parent in enumerate(parents[1:], 1))]
+    translations = F.pad(torch.stack(bones, 1)[..., None], (0, 0, 0, 1), value=1)
+    local = torch.cat((F.pad(rotations, (0, 0, 0, 1)), translations), -1).unbind(1)
+    chain = [local[0]]
+    for joint, parent in enumerate(parents[1:], 1):
+        chain.append(chain[parent] @ local[joint])
+    world = torch.stack(chain, 1)
+    rest_in_world = world @ F.pad(rest_joints[..., None], (0, 0, 0, 1))
+    return world - F.pad(rest_in_world, (3, 0))
 
 
 def to_wrist(vertices: Tensor, joints: Tensor) -> tuple[Tensor, Tensor]:
