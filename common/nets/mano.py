@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from smplx.lbs import batch_rodrigues
+from smplx.lbs import batch_rodrigues, blend_shapes, vertices2joints
 from torch import Tensor, nn
 
 from common.nets.mano_files import HandModel
@@ -19,7 +19,19 @@ class TwoHandMano(nn.Module):
 
     Args:
         right, left: the hand models, see `common.nets.mano_files.read_hand_models`.
+
+    Raises:
+        ValueError: the two hands have different joint trees.
     """
+
+    faces: Tensor  # (2, F, 3) int64
+    v_template: Tensor  # (2, V, 3) m
+    blend_directions: Tensor  # (2, 3, V, 10 + 135): of the betas, then of the pose
+    rest_joints: Tensor  # (2, 16, 3) m, of the template
+    joint_directions: Tensor  # (2, 16, 3, 10): how the betas move them
+    weights: Tensor  # (2, 16, V), skinning
+    hands_mean: Tensor  # (2, 15, 3)
+    joint_regressor: Tensor  # (21, V)
 
     def __init__(self, right: HandModel, left: HandModel) -> None:
         super().__init__()
@@ -28,29 +40,36 @@ class TwoHandMano(nn.Module):
         if (right.parents != left.parents).any():
             raise ValueError("the two hands have different joint trees")
 
-        def buffer(name: str, value: Tensor) -> None:
+        def both(name: str) -> Tensor:
+            return torch.stack([torch.from_numpy(getattr(hand, name)).float() for hand in (right, left)])
+
+        v_template, shapedirs, regressors = both("v_template"), both("shapedirs"), both("J_regressor")
+        directions = torch.cat((shapedirs, both("posedirs")), -1)
+        buffers = {
+            "faces": torch.stack([torch.from_numpy(hand.faces) for hand in (right, left)]),
+            "v_template": v_template,
+            # One axis after the other, so that an axis of all vertices lies together in memory.
+            "blend_directions": directions.transpose(1, 2).contiguous(),
+            # Regression is linear: that of the shape directions saves that of every shaped hand.
+            "rest_joints": torch.cat(
+                [vertices2joints(*hand) for hand in zip(regressors, v_template[:, None], strict=True)]
+            ),
+            "joint_directions": torch.stack(
+                [
+                    vertices2joints(regressor, shapes.permute(2, 0, 1)).permute(1, 2, 0)
+                    for regressor, shapes in zip(regressors, shapedirs, strict=True)
+                ]
+            ),
+            "weights": both("weights").transpose(1, 2).contiguous(),
+            "hands_mean": both("hands_mean").view(2, 15, 3),
+            "joint_regressor": _joint_regressor(regressors[RIGHT]),
+        }
+        for name, value in buffers.items():
             self.register_buffer(name, value, persistent=False)
 
-        for name in ("v_template", "shapedirs", "posedirs", "J_regressor", "weights", "hands_mean"):
-            stacked = torch.stack([torch.from_numpy(getattr(hand, name)).float() for hand in (right, left)])
-            buffer(name, stacked)
-        buffer("faces", torch.stack([torch.from_numpy(hand.faces) for hand in (right, left)]))
-        buffer("joint_regressor", self._joint_regressor())
-
-    def _joint_regressor(self) -> Tensor:
-        """(21, 778): MANO's 16 joints in our order and the 5 fingertip vertices. The right hand's serves both hands,
-        as in the published system."""
-        regressor = torch.zeros(len(JOINTS), self.v_template.shape[1])
-        for index, name in enumerate(JOINTS):
-            if name in FINGERTIP_VERTICES:
-                regressor[index, FINGERTIP_VERTICES[name]] = 1
-            else:
-                regressor[index] = self.J_regressor[RIGHT, MANO_JOINTS.index(name)]
-        return regressor
-
     def regress_joints(self, vertices: Tensor) -> Tensor:
-        """(..., 778, 3) -> (..., 21, 3), the 21 joints of posed vertices."""
-        return torch.einsum("jv,...vk->...jk", self.joint_regressor, vertices)
+        """(..., V, 3) -> (..., 21, 3), the joints of posed vertices."""
+        return F.linear(vertices.transpose(-1, -2), self.joint_regressor).transpose(-1, -2)
 
     def forward(self, params: ManoParams) -> tuple[Tensor, Tensor]:
         """Skin both hands.
@@ -59,24 +78,44 @@ class TwoHandMano(nn.Module):
             params: batch shape (N,), axis-angle, without the mean pose (which is added here).
 
         Returns:
-            vertices (N, 2, 778, 3), joints (N, 2, 21, 3): m; the pose turns about the wrist joint of the shaped
-            template, so the wrist does not sit at the origin. Always float32, also under autocast.
+            vertices (N, 2, V, 3), joints (N, 2, 21, 3): m. The pose turns about the wrist joint of the shaped
+            template, so the wrist is not at the origin. Always float32, also under autocast.
         """
         with torch.autocast(params.betas.device.type, enabled=False):
-            pose = params.hand_pose.float() + self.hands_mean.view(2, 15, 3)
+            betas, pose = params.betas.float(), params.hand_pose.float() + self.hands_mean
             pose = torch.cat((params.global_orient.float()[:, :, None], pose), 2)
-            batch = pose.shape[0]
+            batch, hands = len(pose), range(2)
             rotations = batch_rodrigues(pose.reshape(-1, 3)).view(batch, 2, 16, 3, 3)
 
-            shaped = self.v_template + torch.einsum("nhb,hvkb->nhvk", params.betas.float(), self.shapedirs)
-            rest_joints = torch.einsum("hjv,nhvk->nhjk", self.J_regressor, shaped)
-            features = (rotations[:, :, 1:] - torch.eye(3, device=pose.device)).flatten(2)
-            posed = shaped + torch.einsum("nhf,hvkf->nhvk", features, self.posedirs)
+            pose_features = (rotations[:, :, 1:] - torch.eye(3, device=pose.device)).flatten(2)
+            features = torch.cat((betas, pose_features), -1)
+            offsets = torch.stack([blend_shapes(features[:, hand], self.blend_directions[hand]) for hand in hands])
+            posed = self.v_template.transpose(1, 2)[:, None] + offsets  # (2, N, 3, V)
 
+            joint_offsets = [blend_shapes(betas[:, hand], self.joint_directions[hand]) for hand in hands]
+            rest_joints = self.rest_joints + torch.stack(joint_offsets, 1)
             transforms = forward_kinematics(rotations.flatten(0, 1), rest_joints.flatten(0, 1), self.parents)
-            skinning = torch.einsum("hvj,nhjab->nhvab", self.weights, transforms.unflatten(0, (batch, 2)))
-            vertices = (skinning[..., :3, :3] @ posed[..., None])[..., 0] + skinning[..., :3, 3]
-            return vertices, self.regress_joints(vertices)
+
+            # Each vertex has its own transform, a weighted mean of the joints'.
+            rows = transforms[:, :, :3].unflatten(0, (batch, 2)).permute(1, 0, 3, 4, 2)  # (2, N, 3, 4, 16)
+            skinning = (rows.flatten(1, 3) @ self.weights).view(2, batch, 3, 4, -1)
+            vertices = skinning[:, :, :, 3]
+            for axis in range(3):
+                vertices = torch.addcmul(vertices, skinning[:, :, :, axis], posed[:, :, None, axis])
+            vertices = vertices.transpose(-1, -2)  # (2, N, V, 3)
+            return vertices.transpose(0, 1).contiguous(), self.regress_joints(vertices).transpose(0, 1)
+
+
+def _joint_regressor(mano_regressor: Tensor) -> Tensor:
+    """(16, V) -> (21, V): MANO's joints in our order and the 5 fingertip vertices. The right hand's serves both hands,
+    as in the published system."""
+    regressor = torch.zeros(len(JOINTS), mano_regressor.shape[1])
+    for index, name in enumerate(JOINTS):
+        if name in FINGERTIP_VERTICES:
+            regressor[index, FINGERTIP_VERTICES[name]] = 1
+        else:
+            regressor[index] = mano_regressor[MANO_JOINTS.index(name)]
+    return regressor
 
 
 def forward_kinematics(rotations: Tensor, rest_joints: Tensor, parents: Sequence[int]) -> Tensor:
