@@ -96,7 +96,8 @@ def boxes_to_image(boxes_body: Tensor, crop_to_image: Tensor, frames: Frames) ->
 
 def joint_error(predicted_rel: Tensor, true_rel: Tensor) -> Tensor:
     """(..., P, 3) x (..., P, 3) -> (..., P) distances, in the unit of the points."""
-    return torch.linalg.vector_norm(predicted_rel - true_rel, dim=-1)
+    x, y, z = (predicted_rel - true_rel).unbind(-1)  # several times faster than a norm over an axis of 3
+    return torch.addcmul(torch.addcmul(x * x, y, y), z, z).sqrt()
 
 
 def vertex_error(predicted_rel: Tensor, true_rel: Tensor) -> Tensor:
@@ -118,33 +119,38 @@ def bone_scale(predicted_joints: Tensor, true_joints: Tensor) -> Tensor:
     return (length(true_joints) / length(predicted_joints).clamp(min=1e-9))[..., None, None]
 
 
-def procrustes(predicted: Tensor, true: Tensor, counts: Tensor | None = None) -> Tensor:
-    """The predicted points, moved, turned and scaled (never mirrored) to be as near as can be to the true ones.
+def procrustes(predicted: Tensor, true: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The predicted points after the translation, rotation and scale (no reflection) that fit them best to the true.
 
     Least squares; Umeyama, "Least-squares estimation of transformation parameters between two point patterns", 1991.
 
     Args:
         predicted, true: (..., P, 3).
-        counts: (..., P) bool, the points that count; default: all.
+        mask: (..., P) bool, the points to fit; default: all.
 
     Returns:
         (..., P, 3), in the frame of `true`.
     """
-    weights = torch.ones_like(predicted[..., :1]) if counts is None else counts[..., None].to(predicted.dtype)
-    number = weights.sum(-2, keepdim=True).clamp(min=1)
-    mean_predicted = (predicted * weights).sum(-2, keepdim=True) / number
-    mean_true = (true * weights).sum(-2, keepdim=True) / number
-    centred = predicted - mean_predicted
-    weighted = centred * weights
-    # Only the 3 x 3 matrix needs the digits.
+    if mask is None:
+        mean_predicted, mean_true = predicted.mean(-2, keepdim=True), true.mean(-2, keepdim=True)
+        weighted = centered = predicted - mean_predicted
+    else:
+        weights = mask[..., None].to(predicted.dtype)
+        number = weights.sum(-2, keepdim=True).clamp(min=1)
+        mean_predicted = (predicted * weights).sum(-2, keepdim=True) / number
+        mean_true = (true * weights).sum(-2, keepdim=True) / number
+        centered = predicted - mean_predicted
+        weighted = centered * weights
+    # Only the 3 x 3 matrix needs double precision.
     covariance = (weighted.transpose(-1, -2) @ (true - mean_true)).double()
     u, singular, vt = torch.linalg.svd(covariance)
     sign = torch.ones_like(singular)
     sign[..., 2] = torch.linalg.det(u @ vt).sign()
     rotation = (u * sign[..., None, :]) @ vt  # for row vectors
-    spread = (centred * weighted).sum((-1, -2)).double().clamp(min=1e-18)
-    scale = (singular * sign).sum(-1) / spread
-    return centred @ (rotation * scale[..., None, None]).to(predicted.dtype) + mean_true
+    variance = (centered * weighted).sum((-1, -2)).double().clamp(min=1e-18)
+    scale = (singular * sign).sum(-1) / variance
+    linear = (rotation * scale[..., None, None]).to(predicted.dtype)
+    return (linear.transpose(-1, -2) @ centered.transpose(-1, -2)).transpose(-1, -2) + mean_true
 
 
 @torch.no_grad()
@@ -155,38 +161,35 @@ def compute_errors(
     truth: GroundTruth,
     joints_known: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Errors of all items of a batch (m; IoU from 0 to 1), and which count (bool). Nothing is modified.
+    """Errors of all items of a batch (m; IoU from 0 to 1), and which are evaluated (bool). Nothing is modified.
 
     Args:
         mano: regresses the joints of meshes.
         truth: from `common.targets.complete_truth`.
-        joints_known: (N, 2, J), joints with a true place in 3D. The published figures count joints that are only
-            annotated in 2D, too; those beyond them do not.
+        joints_known: (N, 2, J), joints with a true position in 3D. The published results include joints that are only
+            annotated in 2D; the others do not.
     """
     items = {
         "hand_type": truth.hand_type,
         "box_iou": iou(estimate.boxes_image, truth.boxes_image),
-        "box_counts": truth.boxes_valid.bool(),
+        "box_mask": truth.boxes_valid.bool(),
     }
     if not protocol.meshes:
         return items
-    mesh_counts = truth.vertices_valid.bool()
-    predicted_joints, true_joints = mano.regress_joints(estimate.vertices_rel), mano.regress_joints(truth.vertices_cam)
-    predicted, true = (
-        align_root(points, joints)
-        for points, joints in ((estimate.vertices_rel, predicted_joints), (truth.vertices_cam, true_joints))
+    mesh_mask = truth.vertices_valid.bool()
+    predicted, true = _axes_apart(estimate.vertices_rel), _axes_apart(truth.vertices_cam)
+    predicted_joints, true_joints = mano.regress_joints(predicted), mano.regress_joints(true)
+    predicted, true = align_root(predicted, predicted_joints), align_root(true, true_joints)
+    vertex_errors = vertex_error(predicted, true)
+    moved_left_error = vertex_error(
+        predicted[:, LEFT] + estimate.rel_transl[:, None], true[:, LEFT] + truth.rel_transl[:, None]
     )
-
-    def pair(vertices: Tensor, rel_transl: Tensor) -> Tensor:
-        return torch.stack((vertices[:, RIGHT], vertices[:, LEFT] + rel_transl[:, None]), 1)
-
-    both = joint_error(pair(predicted, estimate.rel_transl), pair(true, truth.rel_transl))
     items |= {
-        "mesh_counts": mesh_counts,
-        "vertex_error": vertex_error(predicted, true),
+        "mesh_mask": mesh_mask,
+        "vertex_error": vertex_errors,
         "rel_error": joint_error(estimate.rel_transl, truth.rel_transl),
-        "rel_counts": truth.rel_transl_valid.bool(),
-        "pair_error": both.mean((1, 2)),
+        "rel_mask": truth.rel_transl_valid.bool(),
+        "pair_error": (vertex_errors[:, RIGHT] + moved_left_error) / 2,
         "knuckle_vertex_error": _knuckle_error(predicted, true, predicted_joints, true_joints).mean(-1),
         "procrustes_vertex_error": vertex_error(procrustes(predicted, true), true),
     }
@@ -194,24 +197,29 @@ def compute_errors(
         return items
 
     if protocol.true_joints == "keypoints":
-        true_joints, counts = truth.joints_cam, truth.joints_scored.bool()
-        known = counts if joints_known is None else counts & joints_known.bool()
+        true_joints, mask = truth.joints_cam, truth.joints_scored.bool()
+        known = mask if joints_known is None else mask & joints_known.bool()
     else:
-        counts = torch.ones_like(truth.joints_scored, dtype=torch.bool)
-        known = mesh_counts[..., None].expand_as(counts)
-    predicted, true = (align_root(joints, joints) for joints in (estimate.joints_rel, true_joints))
+        mask = torch.ones_like(truth.joints_scored, dtype=torch.bool)
+        known = mesh_mask[..., None].expand_as(mask)
+    predicted, true = align_root(estimate.joints_rel, estimate.joints_rel), align_root(true_joints, true_joints)
     return items | {
         "joint_error": joint_error(predicted, true),
-        "joint_counts": counts,
+        "joint_mask": mask,
         "knuckle_joint_error": _knuckle_error(predicted, true, predicted, true),
-        "knuckle_joint_counts": known & (known[..., WRIST] & known[..., KNUCKLE])[..., None],
+        "knuckle_joint_mask": known & (known[..., WRIST] & known[..., KNUCKLE])[..., None],
         "procrustes_joint_error": joint_error(procrustes(predicted, true, known), true),
-        "procrustes_joint_counts": known & (known.sum(-1) >= 3)[..., None],
+        "procrustes_joint_mask": known & (known.sum(-1) >= 3)[..., None],
     }
 
 
+def _axes_apart(points: Tensor) -> Tensor:
+    """(..., P, 3), the same points with all x before all y before all z in memory: what follows is 5 times faster."""
+    return points.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
 def _knuckle_error(points: Tensor, true_points: Tensor, joints: Tensor, true_joints: Tensor) -> Tensor:
-    """Middle knuckle on middle knuckle, at the true bone length."""
+    """Middle knuckle on middle knuckle, at the true bone length; each hand's points are relative to its own wrist."""
     scaled = align_root(points, align_root(joints, joints), KNUCKLE) * bone_scale(joints, true_joints)
     return joint_error(scaled, align_root(true_points, align_root(true_joints, true_joints), KNUCKLE))
 
@@ -322,19 +330,19 @@ class Evaluator:
         if not items:
             return []
         protocol = self.protocol
-        figures = [_mean("bbox IoU", items["box_iou"], items["box_counts"], PERCENT)]
+        figures = [_mean("bbox IoU", items["box_iou"], items["box_mask"], PERCENT)]
         if not protocol.meshes:
             return figures
-        figures.append(_mean("MRRPE", items["rel_error"], items["rel_counts"]))
-        hands = self._hands(items, items["mesh_counts"] | protocol.missing_as_zeros)
+        figures.append(_mean("MRRPE", items["rel_error"], items["rel_mask"]))
+        hands = self._hands(items, items["mesh_mask"] | protocol.missing_as_zeros)
         figures += [_mean(f"MPVPE{name}", items["vertex_error"], counts) for name, counts in hands.items()]
-        both = items["mesh_counts"].all(1) & (items["hand_type"] == INTERACTING)
+        both = items["mesh_mask"].all(1) & (items["hand_type"] == INTERACTING)
         if protocol.by_hand_type:
             figures.append(_mean("RRVE for interacting hand sequences", items["pair_error"], both))
         else:
             figures.append(_mean("RRVE", items["pair_error"], both | protocol.missing_as_zeros))
         if protocol.true_joints:
-            figures += self._joint_figures(items, items["joint_counts"])
+            figures += self._joint_figures(items, items["joint_mask"])
         more = self._visible_figures(items) if protocol.missing_as_zeros else []
         more += self._aligned_figures(items)
         return figures + [figure._replace(published=False) for figure in more]
@@ -358,13 +366,13 @@ class Evaluator:
 
     def _visible_figures(self, items: dict[str, np.ndarray]) -> list[MetricResult]:
         """Without hands that have no mesh because nothing of them is in the picture."""
-        visible = items["mesh_counts"]
+        visible = items["mesh_mask"]
         figures = [
             _mean("MPVPE (visible hands only)", items["vertex_error"], visible),
             _mean("RRVE (both hands visible only)", items["pair_error"], visible.all(1)),
         ]
         if self.protocol.true_joints:
-            counts = items["joint_counts"] & visible[..., None]
+            counts = items["joint_mask"] & visible[..., None]
             figures.append(_mean_of_joints("MPJPE (visible hands only)", items["joint_error"], [counts]))
         return figures
 
@@ -375,12 +383,12 @@ class Evaluator:
             ("knuckle", "middle-knuckle root, bone-length scale"),
             ("procrustes", "Procrustes-aligned"),
         ):
-            for name, counts in self._hands(items, items["mesh_counts"]).items():
+            for name, counts in self._hands(items, items["mesh_mask"]).items():
                 figures.append(_mean(f"MPVPE ({title}){name}", items[f"{kind}_vertex_error"], counts))
             if self.protocol.true_joints:
-                everywhere = np.ones_like(items["mesh_counts"])
+                everywhere = np.ones_like(items["mesh_mask"])
                 for name, hands in self._hands(items, everywhere).items():
-                    counts = items[f"{kind}_joint_counts"] & hands[..., None]
+                    counts = items[f"{kind}_joint_mask"] & hands[..., None]
                     figures.append(_mean(f"MPJPE ({title}){name}", items[f"{kind}_joint_error"], counts))
         return figures
 
@@ -397,16 +405,16 @@ class Evaluator:
             for hand, side in enumerate(SIDES):
                 columns[f"{name}_{side}"] = np.where(counts[:, hand], values[:, hand] * factor, np.nan)
 
-        by_hand("box_iou", items["box_iou"], items["box_counts"], PERCENT)
+        by_hand("box_iou", items["box_iou"], items["box_mask"], PERCENT)
         if self.protocol.meshes:
-            shown = items["mesh_counts"]
+            shown = items["mesh_mask"]
             by_hand("mpvpe", items["vertex_error"], shown, MM)
-            columns["mrrpe"] = np.where(items["rel_counts"], items["rel_error"] * MM, np.nan)
+            columns["mrrpe"] = np.where(items["rel_mask"], items["rel_error"] * MM, np.nan)
             columns["rrve"] = np.where(shown.all(1), items["pair_error"] * MM, np.nan)
         if self.protocol.true_joints:
-            counts = items["joint_counts"]
+            counts = items["joint_mask"]
             if self.protocol.missing_as_zeros:
-                counts = counts & items["mesh_counts"][..., None]
+                counts = counts & items["mesh_mask"][..., None]
             total, number = (items["joint_error"] * counts).sum(-1), counts.sum(-1)
             by_hand("mpjpe", total / np.maximum(number, 1), number > 0, MM)
         return columns

@@ -380,7 +380,7 @@ def complete_truth(batch: EvalSample, mano: TwoHandMano) -> GroundTruth:
     """
     sample, truth = batch
     from_file = truth.vertices_valid.bool()
-    wrists = mano.regress_joints(truth.vertices_cam)[:, :, WRIST]
+    wrists = mano.regress_wrist(truth.vertices_cam)
     between = wrists[:, LEFT] - wrists[:, RIGHT]
     truth = truth._replace(rel_transl=torch.where(from_file.any(1, keepdim=True), between, truth.rel_transl))
     if not sample.mano_valid.any():  # MSCOCO scores no mesh, HIC has its meshes from files

@@ -25,7 +25,7 @@ class TwoHandMano(nn.Module):
     """
 
     faces: Tensor  # (2, F, 3) int64
-    v_template: Tensor  # (2, V, 3) m
+    template: Tensor  # (2, 3, V) m, the vertices at rest
     blend_directions: Tensor  # (2, 3, V, 10 + 135): of the betas, then of the pose
     rest_joints: Tensor  # (2, 16, 3) m, of the template
     joint_directions: Tensor  # (2, 16, 3, 10): how the betas move them
@@ -47,8 +47,8 @@ class TwoHandMano(nn.Module):
         directions = torch.cat((shapedirs, both("posedirs")), -1)
         buffers = {
             "faces": torch.stack([torch.from_numpy(hand.faces) for hand in (right, left)]),
-            "v_template": v_template,
-            # One axis after the other, so that an axis of all vertices lies together in memory.
+            # Axes before vertices: elementwise operations then run over all vertices, not over 3 numbers.
+            "template": v_template.transpose(1, 2).contiguous(),
             "blend_directions": directions.transpose(1, 2).contiguous(),
             # Regression is linear: that of the shape directions saves that of every shaped hand.
             "rest_joints": torch.cat(
@@ -71,6 +71,10 @@ class TwoHandMano(nn.Module):
         """(..., V, 3) -> (..., 21, 3), the joints of posed vertices."""
         return F.linear(vertices.transpose(-1, -2), self.joint_regressor).transpose(-1, -2)
 
+    def regress_wrist(self, vertices: Tensor) -> Tensor:
+        """(..., V, 3) -> (..., 3), the first of these joints."""
+        return self.joint_regressor[WRIST] @ vertices
+
     def forward(self, params: ManoParams) -> tuple[Tensor, Tensor]:
         """Skin both hands.
 
@@ -89,8 +93,8 @@ class TwoHandMano(nn.Module):
 
             pose_features = (rotations[:, :, 1:] - torch.eye(3, device=pose.device)).flatten(2)
             features = torch.cat((betas, pose_features), -1)
-            offsets = torch.stack([blend_shapes(features[:, hand], self.blend_directions[hand]) for hand in hands])
-            posed = self.v_template.transpose(1, 2)[:, None] + offsets  # (2, N, 3, V)
+            offsets = [blend_shapes(features[:, hand], self.blend_directions[hand]) for hand in hands]
+            posed = torch.stack([self.template[hand] + offsets[hand] for hand in hands])  # (2, N, 3, V)
 
             joint_offsets = [blend_shapes(betas[:, hand], self.joint_directions[hand]) for hand in hands]
             rest_joints = self.rest_joints + torch.stack(joint_offsets, 1)
@@ -103,7 +107,8 @@ class TwoHandMano(nn.Module):
             for axis in range(3):
                 vertices = torch.addcmul(vertices, skinning[:, :, :, axis], posed[:, :, None, axis])
             vertices = vertices.transpose(-1, -2)  # (2, N, V, 3)
-            return vertices.transpose(0, 1).contiguous(), self.regress_joints(vertices).transpose(0, 1)
+            joints = self.regress_joints(vertices)
+            return vertices.transpose(0, 1).contiguous(), joints.transpose(0, 1).contiguous()
 
 
 def _joint_regressor(mano_regressor: Tensor) -> Tensor:

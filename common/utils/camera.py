@@ -98,7 +98,7 @@ def distort_fisheye(xy: Tensor, distortion: Tensor) -> Tensor:
         xy: (..., 2) at depth 1. On the axis the point stays, where the published formula divides 0 by 0.
         distortion: (..., 4).
     """
-    radius = torch.linalg.vector_norm(xy, dim=-1, keepdim=True)
+    radius = torch.hypot(xy[..., :1], xy[..., 1:])
     theta = torch.atan(radius)
     square = theta * theta
     d0, d1, d2, d3 = distortion.split(1, -1)
