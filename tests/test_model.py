@@ -21,7 +21,9 @@ from common.types import LEFT, RIGHT, Annotation, Prediction
 from common.utils.augment import Augmentation
 from main.build import build_model
 from main.config import Backbone, Config
+from main.model import InterWild
 from tests.conftest import SMALL
+from tool.untrained import show_something
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +167,73 @@ def test_bfloat16_autocast(small_model, images):
     # Bones keep their length whatever the precision of the pose.
     bones = (exact.vertices_rel[:, :, 100] - exact.vertices_rel[:, :, 101]).norm(dim=-1)
     assert ((mixed.vertices_rel[:, :, 100] - mixed.vertices_rel[:, :, 101]).norm(dim=-1) / bones - 1).abs().max() < 0.1
+
+
+def run_geometry(model: InterWild, images: Tensor, heads: dict[str, Tensor], monkeypatch) -> dict[str, Tensor]:
+    """What the network makes of given outputs of its heads (all but the last), the joints of `pair_hm` among it.
+
+    Args:
+        heads: name of a submodule -> its output; where it is empty, the outputs are the network's own and put there.
+    """
+    given, seen = dict(heads), {}
+    place_joints = model.hand_trans_net.place_joints
+
+    def output_of(name: str, own: Tensor) -> Tensor:
+        heads.setdefault(name, own)
+        return given.get(name, own)
+
+    def keep_joints(*arguments: Tensor) -> Tensor:
+        seen["joints_pair_hm"] = place_joints(*arguments)
+        return seen["joints_pair_hm"]
+
+    monkeypatch.setattr(model.hand_trans_net, "place_joints", keep_joints)
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda _module, _input, own, name=name: output_of(name, own))
+        for name in (
+            *("body_box_net.bbox_center", "body_box_net.rhand_size", "body_box_net.lhand_size"),
+            *("hand_position_net.conv", "hand_rotation_net.root_pose_out", "hand_rotation_net.pose_out"),
+            *("hand_rotation_net.shape_out", "hand_rotation_net.cam_out"),
+        )
+    ]
+    prediction = model(images)
+    for hook in hooks:
+        hook.remove()
+    monkeypatch.undo()
+    return {name: x for name, x in flat(prediction).items() if name != "rel_transl"} | seen
+
+
+TINY = Config(body_backbone="resnet10_half", hand_backbone="resnet10_half", trans_backbone="resnet10_half")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("trained", [False, True])
+def test_geometry_is_float32_under_autocast(images, mano, monkeypatch, dtype, trained):
+    """The same outputs of the heads give the same boxes, maps, hands and joints, bit for bit. Untrained, the boxes have
+    almost no size, so that the maps between crop and hand have scales far beyond float16."""
+    torch.manual_seed(1)
+    model, heads = build_model(TINY, mano).eval(), {}
+    if trained:
+        show_something(model)
+    with torch.inference_mode():
+        expected = run_geometry(model, images[:2], heads, monkeypatch)
+        assert len(heads) == 8 and (trained or expected["crop_to_hand"].abs().max() > 65504)
+        with torch.autocast("cpu", dtype):
+            assert model.hand_trans_net.fc[0](torch.ones(1, model.hand_trans_net.fc[0].in_features)).dtype == dtype
+            found = run_geometry(model, images[:2], heads, monkeypatch)
+    for name, value in expected.items():
+        assert found[name].dtype == torch.float32 and found[name].isfinite().all(), name
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-6 * float(value.abs().max()), msg=name)
+
+
+def test_a_step_is_finite_under_autocast_before_training(images, mano):
+    """The outputs of heads as they are initialised, and their gradients. bfloat16: float16 takes minutes on a CPU."""
+    torch.manual_seed(0)
+    model = build_model(TINY, mano).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        prediction = flat(model(images[:2]))
+    assert all(x.dtype == torch.float32 and x.isfinite().all() for x in prediction.values())
+    sum(x.abs().mean() for x in prediction.values() if x.requires_grad).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 def test_compiles_to_one_graph(small_model, images):

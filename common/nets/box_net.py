@@ -34,7 +34,7 @@ class BoxNet(nn.Module):
         features = self.deconv(body_features)
         logits = self.bbox_center(features).float()
         centers = soft_argmax(logits)
-        at_center = sample_features(features.float(), centers.detach())
+        at_center = sample_features(features, centers.detach())
         sizes = torch.stack((self.rhand_size(at_center[:, 0]), self.lhand_size(at_center[:, 1])), 1)
         probability = logits.flatten(2).softmax(-1).view_as(logits)
         scores = sample_features(probability, centers.detach()).diagonal(dim1=1, dim2=2)

@@ -8,9 +8,11 @@ from common.nets.resnet import ResNetTrunk
 from common.utils.affine import box_to_grid
 from common.utils.frames import Frames, rescale
 from common.utils.mirror import mirror_image
+from common.utils.precision import full_precision
 
 
 @torch.no_grad()
+@full_precision
 def crop_hands(image_crop: Tensor, boxes_crop: Tensor, hand_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Cut both hands out of each crop in one sampling call. No gradient flows through it.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from common.nets.mano_files import HandModel
 from common.types import RIGHT, ManoParams
 from common.utils.joints import FINGERTIP_VERTICES, JOINTS, MANO_JOINTS, WRIST
+from common.utils.precision import full_precision
 
 
 class TwoHandMano(nn.Module):
@@ -75,6 +76,7 @@ class TwoHandMano(nn.Module):
         """(..., V, 3) -> (..., 3), the first of these joints."""
         return self.joint_regressor[WRIST] @ vertices
 
+    @full_precision
     def forward(self, params: ManoParams) -> tuple[Tensor, Tensor]:
         """Skin both hands.
 
@@ -85,30 +87,29 @@ class TwoHandMano(nn.Module):
             vertices (N, 2, V, 3), joints (N, 2, 21, 3): m. The pose turns about the wrist joint of the shaped
             template, so the wrist is not at the origin. Always float32, also under autocast.
         """
-        with torch.autocast(params.betas.device.type, enabled=False):
-            betas, pose = params.betas.float(), params.hand_pose.float() + self.hands_mean
-            pose = torch.cat((params.global_orient.float()[:, :, None], pose), 2)
-            batch, hands = len(pose), range(2)
-            rotations = batch_rodrigues(pose.reshape(-1, 3)).view(batch, 2, 16, 3, 3)
+        betas, pose = params.betas, params.hand_pose + self.hands_mean
+        pose = torch.cat((params.global_orient[:, :, None], pose), 2)
+        batch, hands = len(pose), range(2)
+        rotations = batch_rodrigues(pose.reshape(-1, 3)).view(batch, 2, 16, 3, 3)
 
-            pose_features = (rotations[:, :, 1:] - torch.eye(3, device=pose.device)).flatten(2)
-            features = torch.cat((betas, pose_features), -1)
-            offsets = [blend_shapes(features[:, hand], self.blend_directions[hand]) for hand in hands]
-            posed = torch.stack([self.template[hand] + offsets[hand] for hand in hands])  # (2, N, 3, V)
+        pose_features = (rotations[:, :, 1:] - torch.eye(3, dtype=pose.dtype, device=pose.device)).flatten(2)
+        features = torch.cat((betas, pose_features), -1)
+        offsets = [blend_shapes(features[:, hand], self.blend_directions[hand]) for hand in hands]
+        posed = torch.stack([self.template[hand] + offsets[hand] for hand in hands])  # (2, N, 3, V)
 
-            joint_offsets = [blend_shapes(betas[:, hand], self.joint_directions[hand]) for hand in hands]
-            rest_joints = self.rest_joints + torch.stack(joint_offsets, 1)
-            transforms = forward_kinematics(rotations.flatten(0, 1), rest_joints.flatten(0, 1), self.parents)
+        joint_offsets = [blend_shapes(betas[:, hand], self.joint_directions[hand]) for hand in hands]
+        rest_joints = self.rest_joints + torch.stack(joint_offsets, 1)
+        transforms = forward_kinematics(rotations.flatten(0, 1), rest_joints.flatten(0, 1), self.parents)
 
-            # Each vertex has its own transform, a weighted mean of the joints'.
-            rows = transforms[:, :, :3].unflatten(0, (batch, 2)).permute(1, 0, 3, 4, 2)  # (2, N, 3, 4, 16)
-            skinning = (rows.flatten(1, 3) @ self.weights).view(2, batch, 3, 4, -1)
-            vertices = skinning[:, :, :, 3]
-            for axis in range(3):
-                vertices = torch.addcmul(vertices, skinning[:, :, :, axis], posed[:, :, None, axis])
-            vertices = vertices.transpose(-1, -2)  # (2, N, V, 3)
-            joints = self.regress_joints(vertices)
-            return vertices.transpose(0, 1).contiguous(), joints.transpose(0, 1).contiguous()
+        # Each vertex has its own transform, a weighted mean of the joints'.
+        rows = transforms[:, :, :3].unflatten(0, (batch, 2)).permute(1, 0, 3, 4, 2)  # (2, N, 3, 4, 16)
+        skinning = (rows.flatten(1, 3) @ self.weights).unflatten(1, (batch, 3, 4))
+        vertices = skinning[:, :, :, 3]
+        for axis in range(3):
+            vertices = torch.addcmul(vertices, skinning[:, :, :, axis], posed[:, :, None, axis])
+        vertices = vertices.transpose(-1, -2)  # (2, N, V, 3)
+        joints = self.regress_joints(vertices)
+        return vertices.transpose(0, 1).contiguous(), joints.transpose(0, 1).contiguous()
 
 
 def _joint_regressor(mano_regressor: Tensor) -> Tensor:

@@ -17,4 +17,4 @@ class PositionNet(nn.Module):
 
     def forward(self, hand_features: Tensor) -> Tensor:
         """(M, C, H, W) -> joints (M, J, 3) in `hand_hm`: x, y in cells, z in depth bins."""
-        return soft_argmax(self.conv(hand_features).float().unflatten(1, self.heatmap_shape))
+        return soft_argmax(self.conv(hand_features).unflatten(1, self.heatmap_shape))

@@ -29,8 +29,8 @@ class RotationNet(nn.Module):
         betas, camera = self.shape_out(pooled).float(), self.cam_out(pooled).float()
         root_transl = torch.cat((camera[:, :2], self.depth_scale * camera[:, 2:].sigmoid()), -1)
 
-        at_joints = sample_features(self.conv(hand_features).float(), joints_hand_hm[..., :2])
+        at_joints = sample_features(self.conv(hand_features), joints_hand_hm[..., :2])
         tokens = torch.cat((at_joints, joints_hand_hm), -1).flatten(1)
-        rot6d = torch.cat((self.root_pose_out(tokens), self.pose_out(tokens)), -1).float()
+        rot6d = torch.cat((self.root_pose_out(tokens), self.pose_out(tokens)), -1)
         rotations = matrix_to_axis_angle(rot6d_to_matrix(rot6d.unflatten(-1, (16, 6))))
         return rotations[:, 0], rotations[:, 1:], betas, root_transl

@@ -9,6 +9,7 @@ from common.utils.affine import apply_affine, box_to_grid, invert_affine
 from common.utils.frames import Frames, rescale
 from common.utils.heatmaps import sample_features
 from common.utils.joints import WRIST
+from common.utils.precision import full_precision
 
 SIGMA = 2.5  # cells, the Gaussian of each joint
 PEAK = 255.0  # the heatmap's value at a joint
@@ -30,6 +31,7 @@ def gaussian(positions: Tensor, size: int) -> Tensor:
     return torch.exp(-(cells - positions[..., None]).square() / (2 * SIGMA**2))
 
 
+@full_precision
 def convolve_heatmaps(joints: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int, int]) -> Tensor:
     """The 3 x 3 convolution of all joints' 3D Gaussian heatmaps, without making the heatmaps.
 
@@ -84,6 +86,7 @@ class TransNet(nn.Module):
         init_head(self.conv)
         init_head(self.fc)
 
+    @full_precision
     def place_joints(self, joints_hand_hm: Tensor, crop_to_hand: Tensor) -> Tensor:
         """(N, 2, J, 3), (N, 2, 2, 3) -> (N, 2, J, 3) in `pair_hm`: both hands on the grid of the square around them."""
         frames = self.frames
@@ -100,11 +103,10 @@ class TransNet(nn.Module):
         joints = self.place_joints(joints_hand_hm, crop_to_hand)
         convolution, norm, relu = self.conv
         size = (frames.pair_bins, *frames.pair_hm)
-        with torch.autocast(joints.device.type, enabled=False):
-            features = convolve_heatmaps(joints.flatten(1, 2), convolution.weight, convolution.bias, size)
+        features = convolve_heatmaps(joints.flatten(1, 2), convolution.weight, convolution.bias, size)
         features = self.backbone.stages(relu(norm(features)))
 
         stride = frames.pair_hm[0] // features.shape[-2]
         wrists = joints[:, :, WRIST, :2] / stride
-        tokens = torch.cat((sample_features(features.float(), wrists), wrists), -1)
+        tokens = torch.cat((sample_features(features, wrists), wrists), -1)
         return self.fc(tokens.flatten(1)).float()

@@ -4,7 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.utils.precision import full_precision
 
+
+@full_precision
 def apply_affine(a_to_b: Tensor, points_a: Tensor) -> Tensor:
     """Map points.
 
@@ -16,6 +19,7 @@ def apply_affine(a_to_b: Tensor, points_a: Tensor) -> Tensor:
     return torch.cat((xy, points_a[..., 2:]), -1) if points_a.shape[-1] > 2 else xy
 
 
+@full_precision
 def invert_affine(a_to_b: Tensor) -> Tensor:
     """(..., 2, 3) -> its inverse b_to_a, (..., 2, 3), by Cramer's rule: a solver would wait for the device."""
     (a, b, tx), (c, d, ty) = (row.unbind(-1) for row in a_to_b.unbind(-2))
@@ -24,6 +28,7 @@ def invert_affine(a_to_b: Tensor) -> Tensor:
     return torch.stack([torch.stack(row, -1) for row in rows], -2) / det[..., None, None]
 
 
+@full_precision
 def box_to_grid(box_a: Tensor, size_b: tuple[int, int]) -> Tensor:
     """The axis-aligned map from a box to a whole grid.
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from common.utils.frames import Frames, rescale
+from common.utils.precision import full_precision
 
 
 def sanitize_xywh(box_xywh: np.ndarray, image_size: tuple[int, int]) -> np.ndarray | None:
@@ -84,6 +85,7 @@ def body_box(
     return box if (box[2:] > 0).all() else None
 
 
+@full_precision
 def restore_box(
     centers_body_hm: Tensor, sizes_body_hm: Tensor, frames: Frames, aspect: float | None, extension: float
 ) -> Tensor:

@@ -4,7 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.utils.precision import full_precision
 
+
+@full_precision
 def soft_argmax(logits: Tensor) -> Tensor:
     """The expected index along each axis under the softmax over the whole map.
 
@@ -25,6 +28,7 @@ def soft_argmax(logits: Tensor) -> Tensor:
     return torch.stack(expected, -1)
 
 
+@full_precision
 def sample_features(features: Tensor, points: Tensor) -> Tensor:
     """Bilinear features at points, zero outside.
 

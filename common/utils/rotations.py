@@ -4,7 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.utils.precision import full_precision
 
+
+@full_precision
 def rot6d_to_matrix(rot6d: Tensor) -> Tensor:
     """(..., 6) -> (..., 3, 3). Gram-Schmidt on the two halves, the results are the matrix's rows.
 
@@ -50,11 +53,13 @@ def quaternion_to_axis_angle(quaternion: Tensor) -> Tensor:
     return imaginary * factor
 
 
+@full_precision
 def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
     """(..., 3, 3) rotation -> (..., 3) axis-angle in radians, angle in [0, pi]."""
     return quaternion_to_axis_angle(matrix_to_quaternion(matrix))
 
 
+@full_precision
 def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
     """(..., 3) axis-angle in radians -> (..., 3, 3). Rodrigues' formula, a series near 0 keeps the gradient finite."""
     squared = axis_angle.square().sum(-1)[..., None, None]
