@@ -3,7 +3,7 @@
     python tool/benchmark.py                                  # everything, on one whole GPU or on the CPU
     python tool/benchmark.py --gpu cpu --preset small         # the small network
     python tool/benchmark.py --only inference,step --rounds 20 --no_growth
-    python tool/benchmark.py --gpu 0 --dtypes float32 bf16 compiled --step_batch 128 --channels_last --output a.json
+    python tool/benchmark.py --gpu 0 --dtypes float32 bf16 compiled --step_batch 128 --channels_last --output FILE.json
     python tool/benchmark.py --annotations 10000 100000 1000000 --work /tmp/work   # WORK keeps what was made, 3 GB
     python tool/benchmark.py --profile --only inference,step
 
@@ -30,11 +30,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 from tqdm import tqdm
 
 from common.devices import parse_devices
@@ -44,8 +45,7 @@ from common.nets.mano_files import read_hand_models
 from common.options import GPU_HELP, MANO_FOLDER, ROOT, Parser, count
 from common.utils.files import atomic_write, make_folder, write_json
 from common.utils.images import quiet_opencv
-from main.config import PRESETS, Config
-from main.options import change_config
+from main.options import preset_config
 from tool.benchmarks import data as data_stages
 from tool.benchmarks.core import Clock, Measurement, describe_machine, table, tf32
 from tool.benchmarks.network import Bench, inference, trans_input
@@ -183,7 +183,7 @@ def make_toy_data(folder: Path, mano: Path) -> None:
 
 def open_bench(args: argparse.Namespace, device: torch.device, progress: Callable[[str], Any]) -> Bench:
     """What the stages work with, with the defaults of the device."""
-    config = change_config(Config(), PRESETS[args.preset] if args.preset else {}, "the preset")
+    config = preset_config(args.preset)
     sets_3d, sets_2d = (
         tuple(name for name in names if (args.data / name).exists())
         for names in (config.trainset_3d, config.trainset_2d)

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.checkpoint import load_network, read_checkpoint
 from common.errors import UserError
 from common.nets.trans_net import PEAK, gaussian
 from common.postprocess import to_crop
@@ -15,10 +14,9 @@ from common.utils.boxes import restore_box
 from common.utils.files import make_folder
 from common.utils.frames import Frames
 from common.utils.rotations import axis_angle_to_matrix
-from main.build import build_model
-from main.config import Config
+from main.build import load_model
 from main.model import InterWild
-from tool.published.comparison import Report, autocast, compare, largest, load_mano, load_npz, pairs, read_spreads
+from tool.published.comparison import Report, autocast, compare, largest, load_npz, pairs, read_spreads
 
 
 def run(args: Namespace) -> list[Report]:
@@ -26,8 +24,7 @@ def run(args: Namespace) -> list[Report]:
     arrays = load_npz(args.inputs)
     if "images" not in arrays:
         raise UserError(f"{args.inputs} has no array `images`")
-    model = build_model(Config(), load_mano(args))
-    skipped = load_network(model, read_checkpoint(args.checkpoint)["network"], args.checkpoint)
+    model, _, _, skipped = load_model(args.checkpoint, args.mano)
     print(f"all {len(model.state_dict())} tensors of the network loaded; skipped: {', '.join(skipped) or 'none'}")
 
     model.to(args.device).eval()

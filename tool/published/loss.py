@@ -1,5 +1,6 @@
 """The loss part of `tool/parity.py`: the loss terms of a recorded batch, and the gradients of their sum."""
 
+import copy
 from argparse import Namespace
 from collections import defaultdict
 from pathlib import Path
@@ -9,14 +10,13 @@ import msgspec
 import numpy as np
 import torch
 
-from common.checkpoint import load_network, read_checkpoint
 from common.criterion import InterWildLoss
 from common.errors import UserError
 from common.types import Targets
 from common.utils.files import make_folder, write_json
 from data.dataset import to_device
 from data.reading import read_json
-from main.build import build_model
+from main.build import load_model
 from main.config import Config
 from main.model import InterWild
 from tool.published.comparison import (
@@ -25,7 +25,6 @@ from tool.published.comparison import (
     autocast,
     compare,
     largest,
-    load_mano,
     load_npz,
     pairs,
     read_spreads,
@@ -55,14 +54,15 @@ def run(args: Namespace) -> list[Report]:
     detail_file = args.golden / "loss_detail.npz"
     details = load_npz(detail_file) if detail_file.exists() else {}
 
-    model = build_model(Config(), load_mano(args)).to(args.device)
-    network = read_checkpoint(args.checkpoint)["network"]
-    images, targets = to_device(read_batch(args.golden / "loss_batch.npz"), args.device)
+    model = load_model(args.checkpoint, args.mano).model.to(args.device)
+    weights = copy.deepcopy(model.state_dict())
+    images, targets = read_batch(args.golden / "loss_batch.npz")
+    images, targets = images.to(args.device), to_device(targets, args.device)
     results, reports = {}, []
     for mode, expected in recorded.items():
         if mode not in MODES:
             raise UserError(f"the recorded results name a mode {mode!r}; there are: {', '.join(MODES)}")
-        load_network(model, network, args.checkpoint)  # each time: training mode changes the statistics
+        model.load_state_dict(weights)  # each time: training mode changes the statistics
         model.train(MODES[mode])
         model.zero_grad()
         losses, gradients, elements = loss_and_gradients(model, images, targets, args)

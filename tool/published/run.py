@@ -11,8 +11,8 @@ DIR of --golden holds the recorded results, --what names the parts to compare:
               python tool/parity.py --what datasets --golden DIR --mano DIR --output DIR
     metrics   datasets/metrics.json of the predictions in datasets/{set}_pred.npz, of the datasets in data/. Likewise
 
-Results are written to --output under the recorded files' own names and keys. Prints the worst error of each tensor and
-its tolerance; exits 1 if one is outside.
+Results are written to --output under the recorded files' own names and keys. Prints the worst error of each tensor
+beside its tolerance; exits 1 if one is outside.
 
 It checks an installation, a device (--gpu), a library version or a refactoring. --amp bf16 shows what mixed precision
 changes. On a GPU convolutions run in full float32, without TF32.

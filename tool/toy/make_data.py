@@ -3,8 +3,8 @@
     python tool/make_toy_data.py
     python tool/make_toy_data.py --output /tmp/data --sets InterHand26M,MSCOCO --train 2000 --test 200 --seed 1
 
-Writes InterHand26M, MSCOCO, HIC (test only) and ReInterHand into folders of these names under --output (default: the
-project's data), so that everything that reads the real datasets runs without them. The hands are those of the MANO
+Writes InterHand26M, MSCOCO, HIC (test only) and ReInterHand into folders of these names under --output (default: data
+of this project), so that everything that reads the real datasets runs without them. The hands are those of the MANO
 files, or of their stand-in (python tool/make_standin_hand.py). The same command writes the same bytes.
 
 --train and --test count samples per dataset. ReInterHand counts images of its default kind (Mugsy cameras,
