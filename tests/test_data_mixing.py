@@ -1,7 +1,10 @@
 """The order of training: mixing, sharding, resuming, and samples that cannot be used."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +13,14 @@ from test_data_targets import cache, recorded  # noqa: F401
 from torch.utils.data import DataLoader
 
 from common.errors import UserError
+from common.options import ROOT
 from common.types import Sample
 from data.dataset import (
     MAX_REPLACED,
     MixedDataset,
     MixedSampler,
     SampleKey,
+    check_machine,
     init_worker,
     mix_groups,
     unwrap_worker_errors,
@@ -162,3 +167,40 @@ def test_nothing_usable_is_an_error_and_no_endless_search(broken):
 def test_no_training_set_is_an_error(recorded):  # noqa: F811
     with pytest.raises(UserError, match="no training set"):
         open_training(Config(trainset_3d=(), trainset_2d=()), recorded / "data", seed=0)
+
+
+# ---- Loader workers on small machines ----
+
+FEW_FILES = """
+import resource, torch
+from torch.utils.data import DataLoader
+from data.dataset import check_machine
+
+class Items(torch.utils.data.Dataset):
+    def __len__(self):
+        return 60
+    def __getitem__(self, index):
+        return [torch.full((50,), index) for _ in range(40)]
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (96, 96))
+check_machine(2, 1000)
+kept = list(DataLoader(Items(), num_workers=2))
+print(len(kept), torch.multiprocessing.get_sharing_strategy())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere PyTorch shares memory in another way")
+def test_few_open_files():
+    """Without the other way to share memory, the loader waits for ever for a worker that has no file left."""
+    result = subprocess.run([sys.executable, "-c", FEW_FILES], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.stdout == "60 file_system\n", result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="the size of the shared memory is not known")
+def test_small_shared_memory(monkeypatch):
+    """Said before the workers start; later they are killed by SIGBUS."""
+    monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(f_bavail=16, f_frsize=1 << 20))
+    check_machine(2, 3 << 20)
+    check_machine(0, 3 << 30)
+    with pytest.raises(UserError, match="/dev/shm has 16 MiB free, 2 loader workers need 20 MiB; .*--shm-size"):
+        check_machine(2, 4 << 20)
