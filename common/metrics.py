@@ -1,20 +1,20 @@
 """Evaluation: errors of single items, and the averages over a test set under the published names.
 
-| figure   | item    | error of an item                                             | counted            |
-|----------|---------|--------------------------------------------------------------|--------------------|
-| bbox IoU | hand    | predicted box against the true one, in the picture           | has a true box     |
-| MRRPE    | picture | left wrist - right wrist                                     | both wrists known  |
-| MPVPE    | hand    | mean over vertices, wrist (regressed from the mesh) on wrist | has a true mesh    |
-| RRVE     | picture | mean over both hands' vertices, right wrist on right wrist   | both true meshes   |
-| MPJPE    | joint   | wrist on wrist                                               | joint is annotated |
+| metric   | item  | error of an item                                                  | evaluated where    |
+|----------|-------|-------------------------------------------------------------------|--------------------|
+| bbox IoU | hand  | IoU of predicted and true box, in the image                       | has a true box     |
+| MRRPE    | image | left wrist - right wrist                                          | both wrists known  |
+| MPVPE    | hand  | mean over vertices, wrists (regressed from the meshes) aligned    | has a true mesh    |
+| RRVE     | image | mean over both hands' vertices, right wrists aligned              | both true meshes   |
+| MPJPE    | joint | wrists aligned                                                    | joint is annotated |
 
-MPJPE averages each of the 42 joints over its images, then the 42. A dataset's `EvalProtocol` says what it scores.
+MPJPE averages each of the 42 joints over its images, then the 42. A dataset's `EvalProtocol` selects its metrics.
 Items are in metres; the averages are in mm, IoU in percent.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,39 +28,43 @@ from common.utils.frames import Frames, rescale
 from common.utils.joints import JOINTS, WRIST
 
 KNUCKLE = JOINTS.index("Middle_1")
+T = TypeVar("T")
 INTERACTING = HAND_TYPES.index("interacting")
 MM, PERCENT = 1000.0, 100.0
 
 
 @dataclass(frozen=True)
 class EvalProtocol:
-    """What a dataset scores, and how it is split.
+    """Which metrics a dataset has, and over which hands they are averaged.
 
     Attributes:
-        true_joints: MPJPE against "keypoints", or "mesh", joints regressed from the true mesh; None: no MPJPE.
-        meshes: MRRPE, MPVPE and RRVE are scored.
-        by_hand_type: averages for single and for interacting hands, beside all. A single hand is the one the picture
-            is said to show, RRVE needs both.
-        missing_as_zeros: a hand without a mesh counts as one of zeros, as published; figures without such hands are
-            given beside these.
+        true_joints: MPJPE against "keypoints", or against "mesh": joints regressed from the true mesh. None: no MPJPE.
+        meshes: there are MRRPE, MPVPE and RRVE.
+        by_hand_type: averages over single and over interacting hands, beside those over all. A single hand is the one
+            that the annotation names; RRVE needs both.
+        missing_as_zeros: as published, a hand without a mesh is evaluated against one of zeros. Results without such
+            hands are given beside the published ones.
+        wrists_of_meshes: MRRPE is between the wrists of the meshes. As published, the wrist of a missing mesh is at
+            the origin; MRRPE over the pairs with both meshes is given beside it.
     """
 
     true_joints: str | None = None
     meshes: bool = True
     by_hand_type: bool = True
     missing_as_zeros: bool = False
+    wrists_of_meshes: bool = False
 
 
 PROTOCOLS = {
     "InterHand26M": EvalProtocol(true_joints="keypoints"),
-    "HIC": EvalProtocol(),
+    "HIC": EvalProtocol(wrists_of_meshes=True),
     "ReInterHand": EvalProtocol(true_joints="mesh", by_hand_type=False, missing_as_zeros=True),
     "MSCOCO": EvalProtocol(meshes=False),
 }
 
 
 class Estimate(NamedTuple):
-    """What of a prediction is scored."""
+    """The part of a prediction that is evaluated."""
 
     boxes_image: Tensor  # (N, 2, 4) xyxy
     vertices_rel: Tensor  # (N, 2, V, 3) m
@@ -69,7 +73,7 @@ class Estimate(NamedTuple):
 
 
 def to_estimate(prediction: Prediction, crop_to_image: Tensor, frames: Frames) -> Estimate:
-    """What of a prediction is scored, boxes in the picture.
+    """The part of a prediction that is evaluated, boxes in the image.
 
     Args:
         crop_to_image: (N, 2, 3), of the sample.
@@ -86,7 +90,7 @@ def to_estimate(prediction: Prediction, crop_to_image: Tensor, frames: Frames) -
 
 
 def boxes_to_image(boxes_body: Tensor, crop_to_image: Tensor, frames: Frames) -> Tensor:
-    """(N, 2, 4) xyxy in `body` -> (N, 2, 4) xyxy in `image`, by both corner points as published."""
+    """(N, 2, 4) xyxy in `body` -> (N, 2, 4) xyxy in `image`, by two corner points as published."""
     corners_crop = rescale(boxes_body.unflatten(-1, (2, 2)), frames.body, frames.crop)
     return apply_affine(crop_to_image[:, None], corners_crop).flatten(-2)
 
@@ -227,14 +231,15 @@ def _knuckle_error(points: Tensor, true_points: Tensor, joints: Tensor, true_joi
 # ---- Averages over a test set ----
 
 
-class MetricResult(NamedTuple):
-    """One line of the result."""
+@dataclass(frozen=True)
+class MetricResult:
+    """One line of the evaluation."""
 
-    label: str  # the published wording, or ours for what is not published
+    label: str  # as published; our own where the metric is not among the published
     value: float | None  # None: there is no sample
     unit: str  # " mm" or ""
     count: int  # items averaged
-    left_out: str = ""  # what of the average has no sample; there the published value is NaN
+    left_out: str = ""  # the part of the average without samples; where there is one, the published value is NaN
     published: bool = True
 
     def __str__(self) -> str:
@@ -244,19 +249,19 @@ class MetricResult(NamedTuple):
 
 
 class Evaluator:
-    """Collects items and averages them.
+    """Collects the errors of items and averages them.
 
-    The result depends on neither the order nor the grouping of the items: they are put in the order of their index in
-    the dataset before anything is summed. Evaluators of several processes are merged.
+    The results depend on neither the order nor the grouping of the items: they are sorted by their index in the
+    dataset before anything is summed. Evaluators of several processes can be merged.
 
     Args:
         protocol: of `PROTOCOLS`.
-        mano: on the device of what is compared.
+        mano: on the device of predictions and truth.
     """
 
     def __init__(self, protocol: EvalProtocol, mano: TwoHandMano) -> None:
         self.protocol, self.mano = protocol, mano
-        self._items: dict[str, np.ndarray] = {}  # with room for more than `_count`
+        self._items: dict[str, np.ndarray] = {}  # longer than `_count`: there is room for more
         self._count = 0
 
     def update(
@@ -269,7 +274,7 @@ class Evaluator:
         """Add a batch.
 
         Args:
-            indices: (N,) of the samples in their dataset; each may come once.
+            indices: (N,) of the samples in their dataset; each may be added once.
             estimate, truth, joints_known: as in `compute_errors`.
         """
         items = compute_errors(self.protocol, self.mano, estimate, truth, joints_known)
@@ -277,7 +282,7 @@ class Evaluator:
         self._append({"index": np.asarray(indices, np.int64), **part})
 
     def _append(self, part: dict[str, np.ndarray]) -> None:
-        # Not a list of parts: many small arrays that stay, between large ones that go, tear the heap to pieces.
+        # Not a list of parts: many small arrays that stay, between large ones that are freed, fragment the heap.
         count = self._count + len(part["index"])
         for name, values in part.items():
             held = self._items.get(name)
@@ -290,10 +295,10 @@ class Evaluator:
         self._count = count
 
     def state(self) -> dict[str, np.ndarray]:
-        """All items, in the order of their index: plain arrays, to be sent to another process.
+        """All items, sorted by index: plain arrays, to be sent to another process.
 
         Raises:
-            ValueError: a sample came twice.
+            ValueError: a sample was added twice.
         """
         if not self._count:
             return {}
@@ -305,7 +310,7 @@ class Evaluator:
         return items
 
     def merge(self, states: Iterable[dict[str, np.ndarray]]) -> None:
-        """Add what other evaluators of the same protocol gave as `state()`."""
+        """Add the `state()` of other evaluators of the same protocol."""
         for state in states:
             if state:
                 self._append(state)
@@ -314,108 +319,111 @@ class Evaluator:
         return self._count
 
     def compute(self) -> dict[str, float]:
-        """Label as printed -> value, mm or percent. What has no sample is left out."""
-        return {figure.label: figure.value for figure in self.figures() if figure.value is not None}
+        """Label as printed -> value, mm or percent. Metrics without samples are left out."""
+        return {result.label: result.value for result in self.results() if result.value is not None}
 
     def summary(self) -> str:
-        """The figures, a line each: in the published wording, then those beyond it."""
-        figures = self.figures()
-        published = [str(figure) for figure in figures if figure.published]
-        more = [f"  {figure}" for figure in figures if not figure.published]
+        """The results, one per line: first those of the published evaluation, in its wording."""
+        results = self.results()
+        published = [str(result) for result in results if result.published]
+        more = [f"  {result}" for result in results if not result.published]
         return "\n".join([*published, *(["not among the published figures:", *more] if more else [])])
 
-    def figures(self) -> list[MetricResult]:
-        """All figures of the protocol, those of the published evaluation first."""
+    def results(self) -> list[MetricResult]:
+        """All results of the protocol, those of the published evaluation first."""
         items = self.state()
         if not items:
             return []
-        protocol = self.protocol
-        figures = [_mean("bbox IoU", items["box_iou"], items["box_mask"], PERCENT)]
-        if not protocol.meshes:
-            return figures
-        figures.append(_mean("MRRPE", items["rel_error"], items["rel_mask"]))
-        hands = self._hands(items, items["mesh_mask"] | protocol.missing_as_zeros)
-        figures += [_mean(f"MPVPE{name}", items["vertex_error"], counts) for name, counts in hands.items()]
-        both = items["mesh_mask"].all(1) & (items["hand_type"] == INTERACTING)
+        protocol, mesh_mask = self.protocol, items["mesh_mask"] if self.protocol.meshes else None
+        results = [_mean("bbox IoU", items["box_iou"], items["box_mask"], PERCENT)]
+        if mesh_mask is None:
+            return results
+        results.append(_mean("MRRPE", items["rel_error"], items["rel_mask"]))
+        hands = self._hands(items, mesh_mask | protocol.missing_as_zeros)
+        results += [_mean(f"MPVPE{name}", items["vertex_error"], mask) for name, mask in hands.items()]
+        both = mesh_mask.all(1) & (items["hand_type"] == INTERACTING)
         if protocol.by_hand_type:
-            figures.append(_mean("RRVE for interacting hand sequences", items["pair_error"], both))
+            results.append(_mean("RRVE for interacting hand sequences", items["pair_error"], both))
         else:
-            figures.append(_mean("RRVE", items["pair_error"], both | protocol.missing_as_zeros))
+            results.append(_mean("RRVE", items["pair_error"], both | protocol.missing_as_zeros))
         if protocol.true_joints:
-            figures += self._joint_figures(items, items["joint_mask"])
-        more = self._visible_figures(items) if protocol.missing_as_zeros else []
-        more += self._aligned_figures(items)
-        return figures + [figure._replace(published=False) for figure in more]
+            results += self._joint_results(items, items["joint_mask"])
+        more = self._without_missing(items) + self._aligned(items)
+        return results + [replace(result, published=False) for result in more]
 
-    def _hands(self, items: dict[str, np.ndarray], counts: np.ndarray) -> dict[str, np.ndarray]:
-        """End of the label -> (N, 2) bool: the hands of `counts` that are averaged."""
+    def _hands(self, items: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, np.ndarray]:
+        """End of the label -> (N, 2) bool: the hands of `mask` that are averaged."""
         if not self.protocol.by_hand_type:
-            return {"": counts}
+            return {"": mask}
         types = items["hand_type"][:, None]
-        single, interacting = counts & (types == [[RIGHT, LEFT]]), counts & (types == INTERACTING)
+        single, interacting = mask & (types == [[RIGHT, LEFT]]), mask & (types == INTERACTING)
         return _by_class(single | interacting, single, interacting)
 
-    def _joint_figures(self, items: dict[str, np.ndarray], counts: np.ndarray) -> list[MetricResult]:
-        """MPJPE; here a single hand's picture counts whatever joint is annotated."""
+    def _joint_results(self, items: dict[str, np.ndarray], mask: np.ndarray) -> list[MetricResult]:
+        """MPJPE. Here all annotated joints of an image of a single hand are evaluated, of whichever hand."""
         if not self.protocol.by_hand_type:
-            return [_mean_of_joints("MPJPE", items["joint_error"], [counts])]
-        interacting = (items["hand_type"] == INTERACTING)[:, None, None]
-        single, interacting = counts & ~interacting, counts & interacting
+            return [_mean_of_joints("MPJPE", items["joint_error"], [mask])]
+        is_pair = (items["hand_type"] == INTERACTING)[:, None, None]
+        single, interacting = mask & ~is_pair, mask & is_pair
         classes = _by_class([single, interacting], [single], [interacting])
         return [_mean_of_joints(f"MPJPE{name}", items["joint_error"], masks) for name, masks in classes.items()]
 
-    def _visible_figures(self, items: dict[str, np.ndarray]) -> list[MetricResult]:
-        """Without hands that have no mesh because nothing of them is in the picture."""
-        visible = items["mesh_mask"]
-        figures = [
-            _mean("MPVPE (visible hands only)", items["vertex_error"], visible),
-            _mean("RRVE (both hands visible only)", items["pair_error"], visible.all(1)),
+    def _without_missing(self, items: dict[str, np.ndarray]) -> list[MetricResult]:
+        """The published results in which a missing mesh takes part, without such hands."""
+        mesh_mask = items["mesh_mask"]
+        if self.protocol.wrists_of_meshes:
+            return [_mean("MRRPE (both meshes only)", items["rel_error"], items["rel_mask"] & mesh_mask.all(1))]
+        if not self.protocol.missing_as_zeros:
+            return []
+        results = [
+            _mean("MPVPE (visible hands only)", items["vertex_error"], mesh_mask),
+            _mean("RRVE (both hands visible only)", items["pair_error"], mesh_mask.all(1)),
         ]
         if self.protocol.true_joints:
-            counts = items["joint_mask"] & visible[..., None]
-            figures.append(_mean_of_joints("MPJPE (visible hands only)", items["joint_error"], [counts]))
-        return figures
+            mask = items["joint_mask"] & mesh_mask[..., None]
+            results.append(_mean_of_joints("MPJPE (visible hands only)", items["joint_error"], [mask]))
+        return results
 
-    def _aligned_figures(self, items: dict[str, np.ndarray]) -> list[MetricResult]:
-        """Under other alignments: plain means over the hands that have a mesh, over joints known in 3D."""
-        figures = []
+    def _aligned(self, items: dict[str, np.ndarray]) -> list[MetricResult]:
+        """Under other alignments: plain means over the hands that have a mesh, and over the joints known in 3D."""
+        results = []
         for kind, title in (
             ("knuckle", "middle-knuckle root, bone-length scale"),
             ("procrustes", "Procrustes-aligned"),
         ):
-            for name, counts in self._hands(items, items["mesh_mask"]).items():
-                figures.append(_mean(f"MPVPE ({title}){name}", items[f"{kind}_vertex_error"], counts))
+            for name, mask in self._hands(items, items["mesh_mask"]).items():
+                results.append(_mean(f"MPVPE ({title}){name}", items[f"{kind}_vertex_error"], mask))
             if self.protocol.true_joints:
-                everywhere = np.ones_like(items["mesh_mask"])
-                for name, hands in self._hands(items, everywhere).items():
-                    counts = items[f"{kind}_joint_mask"] & hands[..., None]
-                    figures.append(_mean(f"MPJPE ({title}){name}", items[f"{kind}_joint_error"], counts))
-        return figures
+                all_hands = np.ones_like(items["mesh_mask"])
+                for name, hands in self._hands(items, all_hands).items():
+                    mask = items[f"{kind}_joint_mask"] & hands[..., None]
+                    results.append(_mean(f"MPJPE ({title}){name}", items[f"{kind}_joint_error"], mask))
+        return results
 
     # ---- Single samples ----
 
     def table(self) -> dict[str, np.ndarray]:
-        """Columns of one number a sample, mm or percent, in the order of the index; NaN where nothing is counted."""
+        """Columns with one number per sample, mm or percent, sorted by index; NaN where nothing is evaluated."""
         items = self.state()
         if not items:
             return {}
         columns = {"index": items["index"], "hand_type": items["hand_type"]}
 
-        def by_hand(name: str, values: np.ndarray, counts: np.ndarray, factor: float) -> None:
+        def by_hand(name: str, values: np.ndarray, mask: np.ndarray, factor: float) -> None:
             for hand, side in enumerate(SIDES):
-                columns[f"{name}_{side}"] = np.where(counts[:, hand], values[:, hand] * factor, np.nan)
+                columns[f"{name}_{side}"] = np.where(mask[:, hand], values[:, hand] * factor, np.nan)
 
         by_hand("box_iou", items["box_iou"], items["box_mask"], PERCENT)
         if self.protocol.meshes:
-            shown = items["mesh_mask"]
-            by_hand("mpvpe", items["vertex_error"], shown, MM)
+            mesh_mask = items["mesh_mask"]
+            by_hand("mpvpe", items["vertex_error"], mesh_mask, MM)
             columns["mrrpe"] = np.where(items["rel_mask"], items["rel_error"] * MM, np.nan)
-            columns["rrve"] = np.where(shown.all(1), items["pair_error"] * MM, np.nan)
+            columns["rrve"] = np.where(mesh_mask.all(1), items["pair_error"] * MM, np.nan)
         if self.protocol.true_joints:
-            counts = items["joint_mask"]
+            mask = items["joint_mask"]
             if self.protocol.missing_as_zeros:
-                counts = counts & items["mesh_mask"][..., None]
-            total, number = (items["joint_error"] * counts).sum(-1), counts.sum(-1)
+                mask = mask & items["mesh_mask"][..., None]
+            total, number = (items["joint_error"] * mask).sum(-1), mask.sum(-1)
             by_hand("mpjpe", total / np.maximum(number, 1), number > 0, MM)
         return columns
 
@@ -431,31 +439,31 @@ class Evaluator:
         return table["index"][order[np.isfinite(score[order])][:count]].tolist()
 
 
-def _by_class(every: object, single: object, interacting: object) -> dict:
+def _by_class(all_hands: T, single: T, interacting: T) -> dict[str, T]:
     return {
-        " for all hand sequences": every,
+        " for all hand sequences": all_hands,
         " for single hand sequences": single,
         " for interacting hand sequences": interacting,
     }
 
 
-def _mean(label: str, errors: np.ndarray, counts: np.ndarray, factor: float = MM) -> MetricResult:
+def _mean(label: str, errors: np.ndarray, mask: np.ndarray, factor: float = MM) -> MetricResult:
     unit = " mm" if factor == MM else ""
-    number = int(counts.sum())
+    number = int(mask.sum())
     if not number:
         return MetricResult(label, None, unit, 0)
-    return MetricResult(label, float(errors[counts].mean(dtype=np.float64) * factor), unit, number)
+    return MetricResult(label, float(errors[mask].mean(dtype=np.float64) * factor), unit, number)
 
 
 def _mean_of_joints(label: str, errors: np.ndarray, classes: list[np.ndarray]) -> MetricResult:
-    """The mean over the joints' means.
+    """The mean over the means of the joints.
 
     Args:
         errors: (N, 2, J).
-        classes: (N, 2, J) bool each; every joint of every class is one mean.
+        classes: (N, 2, J) bool each; every joint of every class has its own mean.
     """
-    totals = np.concatenate([np.where(counts, errors, 0).sum(0, dtype=np.float64).ravel() for counts in classes])
-    numbers = np.concatenate([counts.sum(0).ravel() for counts in classes])
+    totals = np.concatenate([np.where(mask, errors, 0).sum(0, dtype=np.float64).ravel() for mask in classes])
+    numbers = np.concatenate([mask.sum(0).ravel() for mask in classes])
     found = numbers > 0
     if not found.any():
         return MetricResult(label, None, " mm", 0)

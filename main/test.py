@@ -214,7 +214,7 @@ def check_finite(estimate: Estimate, ids: list[str]) -> None:
 
 def write_results(stem: Path, evaluator: Evaluator, dataset: HandDataset, about: dict[str, Any]) -> None:
     """{stem}.json and {stem}.csv. Raises UserError if a result is not finite, or a file cannot be written."""
-    results = evaluator.figures()
+    results = evaluator.results()
     broken = [result.label for result in results if result.value is not None and not math.isfinite(result.value)]
     if broken:
         raise UserError(f"{dataset.source.name}: {', '.join(broken)} is not finite; check the annotations")

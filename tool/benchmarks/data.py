@@ -129,7 +129,7 @@ def metrics(bench: Bench, samples: int) -> list[Measurement]:
             evaluator.update(range(start, start + size), estimate, truth, item.sample.joints_valid)
             if start // METRICS_BATCH % 200 == 0:
                 bench.clock.progress(f"metrics: {start} of {samples} samples")
-        evaluator.figures()
+        evaluator.results()
         seconds, work = time.perf_counter() - begun, time.process_time() - work
     finally:
         torch.set_num_threads(threads)

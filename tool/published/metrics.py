@@ -101,11 +101,11 @@ def read_estimate(prediction: dict[str, np.ndarray], frames: Frames) -> Estimate
 def as_published(evaluator: Evaluator) -> dict[str, float | None]:
     """The published results; None where the published system prints NaN."""
     values = {}
-    for figure in evaluator.figures():
-        if figure.published:
-            values[figure.label] = None if figure.left_out else figure.value
-            if figure.left_out:
-                values[figure.label + REDUCED] = figure.value
+    for result in evaluator.results():
+        if result.published:
+            values[result.label] = None if result.left_out else result.value
+            if result.left_out:
+                values[result.label + REDUCED] = result.value
     return values
 
 
