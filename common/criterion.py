@@ -125,5 +125,5 @@ def _mano_terms(predicted: ManoParams, targets: Targets) -> dict[str, Tensor]:
 
 
 def _to_float(prediction: Prediction) -> Prediction:
-    mano = ManoParams(*(x.float() for x in prediction.mano))
-    return Prediction(*(mano if name == "mano" else x.float() for name, x in prediction._asdict().items()))
+    rest = {name: value.float() for name, value in prediction._asdict().items() if name != "mano"}
+    return Prediction(mano=ManoParams(*(value.float() for value in prediction.mano)), **rest)

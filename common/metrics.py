@@ -377,7 +377,7 @@ class Evaluator:
             return []
         results = [
             _mean("MPVPE (visible hands only)", items["vertex_error"], mesh_mask),
-            _mean("RRVE (both hands visible only)", items["pair_error"], mesh_mask.all(1)),
+            _mean("RRVE (both hands visible only)", items["pair_error"], np.asarray(mesh_mask.all(1))),
         ]
         if self.protocol.true_joints:
             mask = items["joint_mask"] & mesh_mask[..., None]

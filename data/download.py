@@ -83,7 +83,7 @@ class Job:
 # ---- The command ----
 
 
-def main(name: str, about: str) -> None:
+def parse_args(name: str, about: str) -> argparse.Namespace:
     """The command line of data/{name}/download.py. `about`: its description."""
     folder = Path(__file__).resolve().parent / name / "data"
     base = layouts.HIC_BASE if name == "HIC" else layouts.REINTERHAND_BASE
@@ -100,7 +100,11 @@ def main(name: str, about: str) -> None:
     parser.add_argument("--output", type=Path, default=folder, help=f"folder (default: data/{name}/data)")
     parser.add_argument("--keep", action="store_true", help="keep the archives after unpacking")
     parser.add_argument("--dry_run", action="store_true", help="show what would be downloaded, and how large it is")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def run(name: str, args: argparse.Namespace) -> None:
+    """Plan and run the download of a dataset, see `run_job`."""
     args.base = check_base(args.base)
     mark = args.output.parent / TOY_MARK
     if mark.exists():  # real data beside made-up ones would look the same

@@ -189,7 +189,7 @@ import json, os, runpy, sys
 codes = []
 for folder, script, arguments in json.loads(sys.argv[1]):
     os.chdir(folder)
-    sys.argv[1:] = arguments
+    sys.argv[1:], sys.path[0] = arguments, os.path.dirname(script)
     try:
         runpy.run_path(script, run_name="__main__")
         codes.append(0)

@@ -1,14 +1,13 @@
 """Which face of which hand is seen at each pixel: a z-buffer in NumPy, exact to the pixel.
 
-The algorithm walks the rows of each triangle. `cv2.triangleRasterize` (OpenCV 5.0,
-float32) finds the same silhouettes in about the same time within the hands' bounding box, 0.85 to 1.3 times as fast.
-But smooth edges need samples of the edge pixels only, which it cannot draw alone: with it, images took three times as
-long.
-
- On a row, a triangle is one interval; its ends come from its edges, and an edge
-shared by two triangles gives both of them the same floating-point number, so a closed surface has no cracks.
+The algorithm walks the rows of each triangle. On a row, a triangle is one interval; its ends come from its edges, and
+an edge shared by two triangles gives both of them the same floating-point number, so a closed surface has no cracks.
 All geometry is float64. A pixel (row r, column c) is sampled at x = c, y = r of the frame `image`, as in `Camera`, and
 belongs to a triangle if that point is inside or on its border.
+
+`cv2.triangleRasterize` (OpenCV 5.0, float32) finds practically the same silhouettes, 0.85 to 1.3 times as fast within
+the hands' bounding box. But smooth edges need samples of the edge pixels only, which it cannot draw alone: rendering
+with it took about three times as long.
 
 Bands of rows within the hands' bounding box are drawn one after another, so memory depends neither on the photo's
 size nor on how far a hand reaches beyond it.

@@ -102,6 +102,7 @@ class TransNet(nn.Module):
         frames = self.frames
         joints = self.place_joints(joints_hand_hm, crop_to_hand)
         convolution, norm, relu = self.conv
+        assert isinstance(convolution, nn.Conv2d) and convolution.bias is not None
         size = (frames.pair_bins, *frames.pair_hm)
         features = convolve_heatmaps(joints.flatten(1, 2), convolution.weight, convolution.bias, size)
         features = self.backbone.stages(relu(norm(features)))

@@ -5,10 +5,13 @@ from the camera) and their camera give the pixels of the overlay. Pixel centres 
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Points = TypeVar("Points", Tensor, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,12 @@ class Camera:
     orthographic: bool
 
 
-def project_orthographic(points_cam: Tensor | np.ndarray, focal: Tensor | np.ndarray, princpt: Tensor | np.ndarray):
+def project_orthographic(points_cam: Points, focal: Points, princpt: Points) -> Points:
     """(..., 3) m -> (..., 2) px, x * f + c. `focal` and `princpt` broadcast against (..., 2)."""
     return points_cam[..., :2] * focal + princpt
 
 
-def project_pinhole(points_cam: Tensor | np.ndarray, focal: Tensor | np.ndarray, princpt: Tensor | np.ndarray):
+def project_pinhole(points_cam: Points, focal: Points, princpt: Points) -> Points:
     """(..., 3) m -> (..., 2) px, x / z * f + c. `focal` and `princpt` broadcast against (..., 2)."""
     return points_cam[..., :2] / points_cam[..., 2:] * focal + princpt
 

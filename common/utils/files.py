@@ -48,7 +48,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             os.fsync(file.fileno())  # the content is on the disk before the name points to it
         os.replace(temporary, path)
     except OSError as error:
-        advice = ADVICE.get(error.errno, "check the folder's permissions or choose another folder")
+        advice = ADVICE.get(error.errno or 0, "check the folder's permissions or choose another folder")
         raise UserError(f"cannot write {path}: {error.strerror or error} ({advice})") from error
     finally:
         with suppress(OSError):

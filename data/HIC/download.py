@@ -7,14 +7,23 @@
 Interrupted? Run it again: it continues. HIC.json has no address of its own; the end of the output says where to get it.
 """
 
+import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common.errors import run_main
-from data.download import main
+from data import download
+
+
+def parse_args() -> argparse.Namespace:
+    return download.parse_args("HIC", __doc__ or "")
+
+
+def main() -> None:
+    download.run("HIC", parse_args())
+
 
 if __name__ == "__main__":
-    run_main(partial(main, "HIC", __doc__))
+    run_main(main)

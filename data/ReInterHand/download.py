@@ -9,14 +9,23 @@ Into data/ReInterHand/data. Interrupted? Run it again: it continues. Every file 
 list of checksums.
 """
 
+import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common.errors import run_main
-from data.download import main
+from data import download
+
+
+def parse_args() -> argparse.Namespace:
+    return download.parse_args("ReInterHand", __doc__ or "")
+
+
+def main() -> None:
+    download.run("ReInterHand", parse_args())
+
 
 if __name__ == "__main__":
-    run_main(partial(main, "ReInterHand", __doc__))
+    run_main(main)
