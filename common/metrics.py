@@ -190,6 +190,7 @@ def compute_errors(
     )
     items |= {
         "mesh_mask": mesh_mask,
+        "pair_mask": mesh_mask.all(1),
         "vertex_error": vertex_errors,
         "rel_error": joint_error(estimate.rel_transl, truth.rel_transl),
         "rel_mask": truth.rel_transl_valid.bool(),
@@ -334,14 +335,14 @@ class Evaluator:
         items = self.state()
         if not items:
             return []
-        protocol, mesh_mask = self.protocol, items["mesh_mask"] if self.protocol.meshes else None
+        protocol = self.protocol
         results = [_mean("bbox IoU", items["box_iou"], items["box_mask"], PERCENT)]
-        if mesh_mask is None:
+        if not protocol.meshes:
             return results
         results.append(_mean("MRRPE", items["rel_error"], items["rel_mask"]))
-        hands = self._hands(items, mesh_mask | protocol.missing_as_zeros)
+        hands = self._hands(items, items["mesh_mask"] | protocol.missing_as_zeros)
         results += [_mean(f"MPVPE{name}", items["vertex_error"], mask) for name, mask in hands.items()]
-        both = mesh_mask.all(1) & (items["hand_type"] == INTERACTING)
+        both = items["pair_mask"] & (items["hand_type"] == INTERACTING)
         if protocol.by_hand_type:
             results.append(_mean("RRVE for interacting hand sequences", items["pair_error"], both))
         else:
@@ -372,12 +373,12 @@ class Evaluator:
         """The published results in which a missing mesh takes part, without such hands."""
         mesh_mask = items["mesh_mask"]
         if self.protocol.wrists_of_meshes:
-            return [_mean("MRRPE (both meshes only)", items["rel_error"], items["rel_mask"] & mesh_mask.all(1))]
+            return [_mean("MRRPE (both meshes only)", items["rel_error"], items["rel_mask"] & items["pair_mask"])]
         if not self.protocol.missing_as_zeros:
             return []
         results = [
             _mean("MPVPE (visible hands only)", items["vertex_error"], mesh_mask),
-            _mean("RRVE (both hands visible only)", items["pair_error"], np.asarray(mesh_mask.all(1))),
+            _mean("RRVE (both hands visible only)", items["pair_error"], items["pair_mask"]),
         ]
         if self.protocol.true_joints:
             mask = items["joint_mask"] & mesh_mask[..., None]
@@ -415,10 +416,9 @@ class Evaluator:
 
         by_hand("box_iou", items["box_iou"], items["box_mask"], PERCENT)
         if self.protocol.meshes:
-            mesh_mask = items["mesh_mask"]
-            by_hand("mpvpe", items["vertex_error"], mesh_mask, MM)
+            by_hand("mpvpe", items["vertex_error"], items["mesh_mask"], MM)
             columns["mrrpe"] = np.where(items["rel_mask"], items["rel_error"] * MM, np.nan)
-            columns["rrve"] = np.where(mesh_mask.all(1), items["pair_error"] * MM, np.nan)
+            columns["rrve"] = np.where(items["pair_mask"], items["pair_error"] * MM, np.nan)
         if self.protocol.true_joints:
             mask = items["joint_mask"]
             if self.protocol.missing_as_zeros:

@@ -1,4 +1,4 @@
-"""From the network's own frames to the crop: what inference reports."""
+"""From the frames of the network to the crop: the results of inference."""
 
 from typing import NamedTuple
 
@@ -14,18 +14,18 @@ from common.utils.frames import Frames, rescale
 class CropResult(NamedTuple):
     """Both hands of N crops. The cameras are orthographic: pixel in `crop` = metres * focal + princpt."""
 
-    boxes_body: Tensor  # (N, 2, 4) xyxy, as tight as predicted
+    boxes_body: Tensor  # (N, 2, 4) xyxy, without the extension
     joints_crop: Tensor  # (N, 2, J, 3) x, y px; z in depth bins of `hand_hm`
-    joints_proj_crop: Tensor  # (N, 2, J, 2) px, MANO joints seen by the virtual camera
+    joints_proj_crop: Tensor  # (N, 2, J, 2) px, MANO joints projected by the virtual camera
     hand_focal_crop: Tensor  # (N, 2, 2) each hand's own camera, hand at its root_transl
     hand_princpt_crop: Tensor  # (N, 2, 2)
-    pair_transl: Tensor  # (N, 2, 3) m, wrists of the two as a pair: right root_transl, the same + rel_transl
+    pair_transl: Tensor  # (N, 2, 3) m, wrists of the pair: the right root_transl, and that + rel_transl
     pair_focal_crop: Tensor  # (N, 2) one camera for the pair
     pair_princpt_crop: Tensor  # (N, 2)
 
 
 def fit_camera(joints_cam: Tensor, joints_crop: Tensor) -> tuple[Tensor, Tensor]:
-    """The orthographic camera that lays metric joints over their projections.
+    """The orthographic camera that maps metric joints to their projections.
 
     f = (max P - min P) / (max J - min J), c = mean(P) - mean(f J), for x and y each, as published.
 
@@ -34,7 +34,7 @@ def fit_camera(joints_cam: Tensor, joints_crop: Tensor) -> tuple[Tensor, Tensor]
         joints_crop: (..., P, 2) px.
 
     Returns:
-        focal (..., 2) px per metre, princpt (..., 2) px. Infinite where all joints share an x or a y.
+        focal (..., 2) px per metre, princpt (..., 2) px. Infinite where all joints have the same x or y.
     """
     joints = joints_cam[..., :2]
     focal = (joints_crop.amax(-2) - joints_crop.amin(-2)) / (joints.amax(-2) - joints.amin(-2))
@@ -42,7 +42,7 @@ def fit_camera(joints_cam: Tensor, joints_crop: Tensor) -> tuple[Tensor, Tensor]
 
 
 def to_crop(prediction: Prediction, frames: Frames) -> CropResult:
-    """Move what the network says of N crops to the frame `crop`, and fit the cameras that draw it there."""
+    """Move the predictions of N crops to the frame `crop`, and fit the cameras that project the hands there."""
     hand_to_crop = invert_affine(prediction.crop_to_hand)
 
     def hand_hm_to_crop(points_hand_hm: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from common.nets.box_net import BoxNet
 from common.nets.hand_roi import HandRoI
 from common.nets.mano import TwoHandMano, to_wrist
 from common.nets.position_net import PositionNet
-from common.nets.resnet import ResNetTrunk
+from common.nets.resnet import ResNetBackbone
 from common.nets.rotation_net import RotationNet
 from common.nets.trans_net import TransNet
 from common.types import ManoParams, Prediction
@@ -48,7 +48,7 @@ class InterWild(nn.Module):
         super().__init__()
         self.frames = frames
         self.hand_box_extension = hand_box_extension
-        self.body_backbone = ResNetTrunk(body_backbone)
+        self.body_backbone = ResNetBackbone(body_backbone)
         self.body_box_net = BoxNet(self.body_backbone.channels, box_channels)
         self.hand_roi_net = HandRoI(hand_backbone, frames)
         hand_channels = self.hand_roi_net.backbone.channels

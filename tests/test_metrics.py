@@ -225,6 +225,23 @@ def test_hands_out_of_view(mano):
     assert values["MPVPE (Procrustes-aligned)"] == pytest.approx(0, abs=1e-3)
 
 
+def test_hic_pairs_with_one_mesh(mano):
+    """HIC: the missing wrist is the origin, as published; MRRPE over the pairs with both meshes stands beside it."""
+    estimate, truth = make_truth(mano)
+    present = torch.tensor([[1.0, 1], [1, 1], [1, 0], [1, 1]])
+    moved = estimate.rel_transl + torch.tensor([0.003, 0.0, -0.004])
+    published = truth.rel_transl.clone()
+    published[2] = -estimate.vertices_rel[2, RIGHT, 0]  # any other translation
+    pairs = torch.tensor([0.0, 0, 1, 1])
+    truth = truth._replace(vertices_valid=present, rel_transl=published, rel_transl_valid=pairs)
+    evaluator = evaluator_of("HIC", mano)
+    evaluator.update(range(4), estimate._replace(rel_transl=moved), truth)
+    values = evaluator.compute()
+    assert values["MRRPE (both meshes only)"] == pytest.approx(5, abs=1e-3)
+    assert values["MRRPE"] > 10 and "MRRPE (both meshes only)" in evaluator.summary().split("not among")[1]
+    assert not [label for label in evaluated("InterHand26M", mano, estimate, truth) if "both meshes" in label]
+
+
 def test_without_samples_there_is_no_nan(mano):
     """A joint never annotated is left out of the average and said to be; a class without pictures has no figure."""
     estimate, truth = make_truth(mano, hand_types=(0, 0, 0, 0))
@@ -283,7 +300,7 @@ def test_bone_length_scale(mano):
 
 
 def test_procrustes():
-    """Undoes any similarity; does not mirror; looks only at the points that count; never does worse than nothing."""
+    """Undoes any similarity; does not mirror; fits only the points of the mask; never does worse than nothing."""
     torch.manual_seed(0)
     true = torch.randn(6, 21, 3) * 0.05
     rotation = torch.linalg.qr(torch.randn(6, 3, 3)).Q
@@ -293,10 +310,10 @@ def test_procrustes():
     mirrored = procrustes(moved * torch.tensor([-1.0, 1, 1]), true)
     assert vertex_error(mirrored, true).min() > 0.005
 
-    counts = torch.ones(6, 21, dtype=torch.bool)
-    counts[:, 5:8] = False
-    outliers = moved + (~counts)[..., None] * 3.0
-    assert joint_error(procrustes(outliers, true, counts), true)[counts].max() < 1e-6
+    mask = torch.ones(6, 21, dtype=torch.bool)
+    mask[:, 5:8] = False
+    outliers = moved + (~mask)[..., None] * 3.0
+    assert joint_error(procrustes(outliers, true, mask), true)[mask].max() < 1e-6
 
     noisy = true + torch.randn_like(true) * 0.01
     assert (vertex_error(procrustes(noisy, true) * 1000, true * 1000) < vertex_error(noisy * 1000, true * 1000)).all()

@@ -1,1 +1,1 @@
-"""The parts of the network, one module a part; `main/model.py` puts them together."""
+"""The parts of the network, one module each; `main/model.py` connects them."""

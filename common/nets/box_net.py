@@ -1,4 +1,4 @@
-"""BoxNet: where the two hands are in the body picture, and how large."""
+"""BoxNet: position and size of both hands in the body image."""
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,8 @@ class BoxNet(nn.Module):
     def forward(self, body_features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, C, H, W) -> centers (N, 2, 2) x, y; sizes (N, 2, 2) w, h; scores (N, 2).
 
-        Centres and sizes are in `body_hm`, whose grid is 8 times finer than the features. The score is the centre
-        map's probability at the centre: low for a map with two peaks.
+        Centres and sizes are in `body_hm`, whose grid is 8 times finer than that of the features. The score is the
+        probability of the centre heatmap at the centre: low if the heatmap has two peaks.
         """
         features = self.deconv(body_features)
         logits = self.bbox_center(features).float()

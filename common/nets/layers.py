@@ -1,10 +1,10 @@
-"""Layers more than one part of the network uses, and how they are initialised."""
+"""Layers that several parts of the network share, and their initialisation."""
 
 from torch import nn
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
-    """Convolution (with bias, as in the published files), batch norm, ReLU; the size is kept."""
+    """Convolution (with bias, as in the published files), batch norm, ReLU; same size."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2),
         nn.BatchNorm2d(out_channels),

@@ -8,9 +8,9 @@ from smplx.lbs import batch_rodrigues, blend_shapes, vertices2joints
 from torch import Tensor, nn
 
 from common.nets.mano_files import HandModel
+from common.precision import full_precision
 from common.types import RIGHT, ManoParams
 from common.utils.joints import FINGERTIP_VERTICES, JOINTS, MANO_JOINTS, WRIST
-from common.utils.precision import full_precision
 
 
 class TwoHandMano(nn.Module):
@@ -48,10 +48,10 @@ class TwoHandMano(nn.Module):
         directions = torch.cat((shapedirs, both("posedirs")), -1)
         buffers = {
             "faces": torch.stack([torch.from_numpy(hand.faces) for hand in (right, left)]),
-            # Axes before vertices: elementwise operations then run over all vertices, not over 3 numbers.
+            # Axes before vertices: elementwise operations then run over all vertices at once, not over 3 numbers.
             "template": v_template.transpose(1, 2).contiguous(),
             "blend_directions": directions.transpose(1, 2).contiguous(),
-            # Regression is linear: that of the shape directions saves that of every shaped hand.
+            # Regression is linear: regressed shape directions make that of every shaped hand unnecessary.
             "rest_joints": torch.cat(
                 [vertices2joints(*hand) for hand in zip(regressors, v_template[:, None], strict=True)]
             ),
@@ -101,7 +101,7 @@ class TwoHandMano(nn.Module):
         rest_joints = self.rest_joints + torch.stack(joint_offsets, 1)
         transforms = forward_kinematics(rotations.flatten(0, 1), rest_joints.flatten(0, 1), self.parents)
 
-        # Each vertex has its own transform, a weighted mean of the joints'.
+        # Each vertex has its own transform, a weighted mean of those of the joints.
         rows = transforms[:, :, :3].unflatten(0, (batch, 2)).permute(1, 0, 3, 4, 2)  # (2, N, 3, 4, 16)
         skinning = (rows.flatten(1, 3) @ self.weights).unflatten(1, (batch, 3, 4))
         vertices = skinning[:, :, :, 3]
@@ -125,15 +125,15 @@ def _joint_regressor(mano_regressor: Tensor) -> Tensor:
 
 
 def forward_kinematics(rotations: Tensor, rest_joints: Tensor, parents: Sequence[int]) -> Tensor:
-    """The transforms that linear blend skinning mixes: they take each joint's surroundings from rest to the pose.
+    """The transforms of the joints from rest to pose, which linear blend skinning mixes.
 
-    The same numbers as `smplx.lbs.batch_rigid_transform`. With the parents as Python ints nothing is read back from
-    the device, and `torch.compile` sees one graph.
+    The same numbers as `smplx.lbs.batch_rigid_transform`. With the parents as Python ints nothing is copied between
+    host and device, and `torch.compile` captures one graph.
 
     Args:
         rotations: (M, J, 3, 3), each relative to its parent.
         rest_joints: (M, J, 3) m.
-        parents: J joints; a parent comes before its children, and the root first.
+        parents: of the J joints, -1 for the root, which is first; a parent comes before its children.
 
     Returns:
         (M, J, 4, 4).

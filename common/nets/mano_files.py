@@ -1,8 +1,8 @@
 """Reading of `MANO_RIGHT.pkl` and `MANO_LEFT.pkl` without chumpy, and without trusting them.
 
-The official files are Python 2 pickles which hold chumpy, scipy and numpy objects. A pickle is a program: unpickling
-calls whatever the file names. Here every name in `_ALLOWED` stands for an inert record of this module, any other name
-is refused before anything runs, and the arrays are computed from the records afterwards.
+The official files are Python 2 pickles of chumpy, scipy and numpy objects. A pickle is a program: unpickling calls
+whatever the file names. Here every name in `_ALLOWED` becomes an inert record of this module, any other name is refused
+before anything runs, and the arrays are computed from the records afterwards.
 """
 
 import io
@@ -25,7 +25,7 @@ WHERE_TO_GET = (
 
 @dataclass(frozen=True)
 class HandModel:
-    """One hand's MANO arrays in metres, as the files have them (the left with its shape repaired).
+    """The MANO arrays of one hand in metres, as in the files (the shape directions of the left corrected).
 
     Attributes:
         v_template: (778, 3).
@@ -35,8 +35,8 @@ class HandModel:
         weights: (778, 16).
         parents: (16,) int64, -1 for the root.
         faces: (1538, 3) int64.
-        hands_mean: (45,) axis-angle, the pose that a hand pose of zeros stands for.
-        name: what the file calls itself, or "MANO". A generated stand-in says that it is one.
+        hands_mean: (45,) axis-angle, the pose that a hand pose of zeros means.
+        name: the name in the file, or "MANO". A generated stand-in says that it is one.
     """
 
     v_template: np.ndarray
@@ -51,7 +51,7 @@ class HandModel:
 
 
 class _Record:
-    """Stands for an object of a foreign class: keeps what it was made of, runs nothing."""
+    """In place of an object of another library: keeps its constructor arguments and state, runs nothing."""
 
     def __init__(self, *args: Any) -> None:
         self.args = args
@@ -61,8 +61,8 @@ class _Record:
         self.state = state
 
     def value(self) -> Any:
-        """The plain array (or text) the foreign object would be."""
-        raise ValueError(f"a bare {type(self).__name__.strip('_')} has no value")
+        """The array (or text) that the object holds."""
+        raise ValueError(f"a {type(self).__name__.strip('_')} has no value")
 
 
 class _Dtype(_Record):
@@ -133,7 +133,7 @@ class _Csc(_Record):
 
 
 class _Bytes(_Record):
-    """`_codecs.encode(text, 'latin1')`: how Python 3 carries bytes in a protocol 2 pickle."""
+    """`_codecs.encode(text, 'latin1')`: bytes that Python 3 wrote with pickle protocol 2."""
 
     def value(self) -> bytes:
         return _raw(self.args[0])
@@ -147,7 +147,7 @@ _ALLOWED: dict[tuple[str, str], type] = {
     ("numpy", "ndarray"): _Class,
     ("chumpy.ch", "Ch"): _Chumpy,
     ("chumpy.reordering", "Select"): _ChumpySelect,
-    # numpy 2 and scipy 1.8 moved their modules; the files name the place of the day they were written.
+    # numpy 2 and scipy 1.8 moved their modules; a file has the names of the version that wrote it.
     ("scipy.sparse.csc", "csc_matrix"): _Csc,
     ("scipy.sparse._csc", "csc_matrix"): _Csc,
     ("numpy.core.multiarray", "_reconstruct"): _Array,
@@ -164,13 +164,13 @@ def _plain(value: Any) -> Any:
 
 
 def _raw(data: Any) -> bytes:
-    """Python 2's byte strings arrive as latin1 text."""
+    """Byte strings of Python 2 are read as latin1 text."""
     data = _plain(data)
     return data.encode("latin1") if isinstance(data, str) else bytes(data)
 
 
-# The one written in Python: that in C makes room for as many objects, and for as long a text, as a file of a few bytes
-# claims to hold.
+# `pickle.Unpickler`, written in C, allocates as many objects and as long a text as a file of a few bytes claims to
+# hold. Its twin in Python does not, but has no public name (2026-11).
 class _RestrictedUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> type:
         if (module, name) not in _ALLOWED:
@@ -179,21 +179,21 @@ class _RestrictedUnpickler(pickle._Unpickler):
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """Read a MANO file as plain arrays, numbers and texts.
+    """Read a MANO file as arrays, numbers and texts.
 
     Raises:
-        UserError: the file is missing, unreadable, truncated, or names anything but the types of a MANO file.
+        UserError: the file is missing, unreadable or truncated, or holds other types than a MANO file.
     """
     try:
         content = _RestrictedUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
         if not isinstance(content, dict):
-            raise ValueError("it holds no dictionary")
+            raise ValueError("it does not hold a dictionary")
         return {str(key): _plain(value) for key, value in content.items()}
     except FileNotFoundError:
         raise UserError(f"MANO file not found: {path}. {WHERE_TO_GET}") from None
     except OSError as error:
         raise UserError(f"cannot read MANO file {path}: {error.strerror}") from None
-    except Exception as error:  # whatever a damaged or hostile pickle makes the reader stumble over
+    except Exception as error:  # a damaged or hostile pickle can raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cannot use MANO file {path}: {reason}. {WHERE_TO_GET}") from None
 
@@ -220,11 +220,11 @@ def _read_hand(path: Path) -> HandModel:
         fits = array.shape == expected if key in _SHAPES else array.shape[:2] == (778, 3) and array.shape[2:] >= (10,)
         if not fits or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
             raise UserError(f"MANO file {path}: {key} is {array.dtype} {array.shape}, expected finite {expected}")
-    # Row 0 of the tree holds parents; the root's is -1 written as an unsigned number.
+    # Row 0 of the tree holds the parents; that of the root is -1 as an unsigned number.
     parents = arrays["kintree_table"][0].astype(np.int64)
     parents[0] = -1
     if not all(0 <= parent < joint for joint, parent in enumerate(parents[1:], 1)):
-        raise UserError(f"MANO file {path}: kintree_table is no tree of joints")
+        raise UserError(f"MANO file {path}: kintree_table is not a tree of joints")
     if arrays["f"].min() < 0 or arrays["f"].max() >= 778:
         raise UserError(f"MANO file {path}: a face names a vertex that does not exist")
     return HandModel(
@@ -238,10 +238,11 @@ def _read_hand(path: Path) -> HandModel:
 
 
 def read_hand_models(folder: Path) -> tuple[HandModel, HandModel]:
-    """Read both hands, repair the left.
+    """Read both hands, and correct the left.
 
-    The official left file has the sign of its shape directions in x as the right file, although the hands mirror each
-    other, so that equal betas give unequal hands (github.com/vchoutas/smplx/issues/48). It is repaired where found.
+    In the official left file the shape directions have the same sign in x as in the right file, although the hands are
+    mirror images, so that equal betas give different hands (github.com/vchoutas/smplx/issues/48). Where that is so, the
+    sign is changed.
 
     Args:
         folder: holds MANO_RIGHT.pkl and MANO_LEFT.pkl, or a folder `mano` that does.
@@ -250,7 +251,7 @@ def read_hand_models(folder: Path) -> tuple[HandModel, HandModel]:
         right, left.
 
     Raises:
-        UserError: see `read_pickle`; also arrays of another shape than MANO's.
+        UserError: see `read_pickle`; also if an array has another shape than MANO's.
     """
     if not (folder / "MANO_RIGHT.pkl").exists() and (folder / "mano" / "MANO_RIGHT.pkl").exists():
         folder = folder / "mano"

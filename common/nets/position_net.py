@@ -1,4 +1,4 @@
-"""PositionNet: the 2.5D joints of a (right-looking) hand."""
+"""PositionNet: the 2.5D joints of a hand, the left one mirrored."""
 
 from torch import Tensor, nn
 
@@ -7,7 +7,7 @@ from common.utils.heatmaps import soft_argmax
 
 
 class PositionNet(nn.Module):
-    """Hand features -> one 3D heatmap a joint -> its soft-argmax."""
+    """Hand features -> one 3D heatmap per joint -> its soft-argmax."""
 
     def __init__(self, in_channels: int, joints: int, bins: int) -> None:
         super().__init__()

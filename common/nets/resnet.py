@@ -1,19 +1,21 @@
-"""ResNet backbones: torchvision networks without pooling and classifier, parameter names kept; and a small one."""
+"""ResNet backbones: torchvision's networks without pooling and classifier, with their parameter names; a small one."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet
+from torchvision.models import WeightsEnum, resnet
 
 from common.errors import UserError
 
 
 class SmallResNet(nn.Module):
-    """One of torchvision's basic blocks a stage, half of a ResNet-18's widths: for CPUs.
+    """One of torchvision's basic blocks per stage, half as wide as ResNet-18: for CPUs.
 
-    Its parts have the names of torchvision's networks. There are no ImageNet weights of it.
+    Its layers have torchvision's names. There are no ImageNet weights for it.
     """
 
     def __init__(self, weights: None = None, widths: tuple[int, ...] = (32, 64, 128, 256)) -> None:
@@ -37,7 +39,7 @@ def _shortcut(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 # name -> (torchvision's builder, the ImageNet weights training starts from, output channels)
-BACKBONES = {
+BACKBONES: dict[str, tuple[Callable[..., Any], WeightsEnum | None, int]] = {
     "resnet10_half": (SmallResNet, None, 256),
     "resnet18": (resnet.resnet18, resnet.ResNet18_Weights.IMAGENET1K_V1, 512),
     "resnet34": (resnet.resnet34, resnet.ResNet34_Weights.IMAGENET1K_V1, 512),
@@ -45,8 +47,8 @@ BACKBONES = {
 }
 
 
-class ResNetTrunk(nn.Module):
-    """(N, 3, H, W) -> (N, C, H / 32, W / 32). Attribute `channels` is C, `stem_channels` that of the stem's output."""
+class ResNetBackbone(nn.Module):
+    """(N, 3, H, W) -> (N, C, H / 32, W / 32). `channels` is C, `stem_channels` the number of channels of the stem."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -71,11 +73,11 @@ class ResNetTrunk(nn.Module):
         return self.stages(self.stem(image))
 
 
-def load_imagenet(backbone: ResNetTrunk) -> None:
-    """Start a backbone from torchvision's ImageNet weights, downloaded once into PyTorch's cache.
+def load_imagenet(backbone: ResNetBackbone) -> None:
+    """Initialise a backbone with torchvision's ImageNet weights, downloaded once into PyTorch's cache.
 
     Raises:
-        UserError: this backbone has no weights; the file is not in the cache and cannot be downloaded, or is damaged.
+        UserError: there are no weights for this backbone; the file can neither be found nor downloaded, or is damaged.
     """
     weights = BACKBONES[backbone.name][1]
     if weights is None:

@@ -1,4 +1,4 @@
-"""RotationNet: MANO parameters and the wrist's place of a (right-looking) hand."""
+"""RotationNet: MANO parameters and wrist position of a hand, the left one mirrored."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from common.utils.rotations import matrix_to_axis_angle, rot6d_to_matrix
 
 
 class RotationNet(nn.Module):
-    """Hand features read at the joints -> rotations; pooled features -> shape and camera."""
+    """Hand features sampled at the joints -> rotations; pooled features -> shape and wrist position."""
 
     def __init__(self, in_channels: int, joints: int, frames: Frames, channels: int = 512) -> None:
         super().__init__()

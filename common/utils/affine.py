@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.utils.precision import full_precision
+from common.precision import full_precision
 
 
 @full_precision

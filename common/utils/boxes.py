@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.precision import full_precision
 from common.utils.frames import Frames, rescale
-from common.utils.precision import full_precision
 
 
 def sanitize_xywh(box_xywh: np.ndarray, image_size: tuple[int, int]) -> np.ndarray | None:

@@ -1,7 +1,7 @@
-"""Cameras: from metres to pixels, and back to a placement in metres.
+"""Cameras: from metres to pixels, and from pixels to a position in metres.
 
-`project` is the contract every exported result keeps: vertices in the frame `cam` (metres, x right, y down, z away
-from the camera) and their camera give the pixels of the overlay. Pixel centres sit at integer coordinates.
+Every exported result obeys `project`: vertices in the frame `cam` (metres, x right, y down, z away from the camera)
+and their camera give the pixels of the overlay. Pixel centres are at integer coordinates.
 """
 
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Points = TypeVar("Points", Tensor, np.ndarray)
+Array = TypeVar("Array", Tensor, np.ndarray)
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera that maps `cam` metres to pixels of the frame it is said to belong to.
+    """Maps metres in `cam` to pixels of one frame.
 
     Attributes:
-        focal: (2,) pixels; for an orthographic camera pixels per metre.
-        princpt: (2,) principal point, pixels.
-        orthographic: depth does not change the size (the network's own, virtual camera); else a pinhole.
+        focal: (2,) px; for an orthographic camera px per metre.
+        princpt: (2,) principal point, px.
+        orthographic: depth does not change the size (the virtual camera of the network); otherwise a pinhole camera.
     """
 
     focal: np.ndarray
@@ -29,12 +29,12 @@ class Camera:
     orthographic: bool
 
 
-def project_orthographic(points_cam: Points, focal: Points, princpt: Points) -> Points:
+def project_orthographic(points_cam: Array, focal: Array, princpt: Array) -> Array:
     """(..., 3) m -> (..., 2) px, x * f + c. `focal` and `princpt` broadcast against (..., 2)."""
     return points_cam[..., :2] * focal + princpt
 
 
-def project_pinhole(points_cam: Points, focal: Points, princpt: Points) -> Points:
+def project_pinhole(points_cam: Array, focal: Array, princpt: Array) -> Array:
     """(..., 3) m -> (..., 2) px, x / z * f + c. `focal` and `princpt` broadcast against (..., 2)."""
     return points_cam[..., :2] / points_cam[..., 2:] * focal + princpt
 
@@ -47,7 +47,7 @@ def project(points_cam: np.ndarray, camera: Camera) -> np.ndarray:
 def place_before_camera(
     points_rel: np.ndarray, points_image: np.ndarray, focal: np.ndarray, princpt: np.ndarray
 ) -> np.ndarray | None:
-    """Where an object of known size stands before a real pinhole camera that sees its points at given pixels.
+    """The position of an object of known size in front of a pinhole camera, from the pixels of its points.
 
     Least squares over t of f (x + t_x) = (u - c) (z + t_z), which is linear in t, likewise for y.
 
@@ -57,7 +57,7 @@ def place_before_camera(
         focal, princpt: (2,) px.
 
     Returns:
-        transl (3,) m of the origin of `points_rel` in `cam`, or None where no place in front of the camera fits.
+        transl (3,) m of the origin of `points_rel` in `cam`, or None where no position in front of the camera fits.
     """
     ray = points_image - princpt  # (P, 2)
     count = len(points_rel)
@@ -72,11 +72,11 @@ def place_before_camera(
 
 @dataclass(frozen=True)
 class CaptureCamera:
-    """The camera of an annotated picture: metres to pixels of `image`.
+    """The camera of an annotated image: metres to pixels of `image`.
 
     Attributes:
         focal, princpt: (2,) px.
-        rotation, transl: X_cam = R X_world + t, (3, 3) and (3,) m; None where the annotation is in `cam` already.
+        rotation, transl: X_cam = R X_world + t, (3, 3) and (3,) m; None where annotations are in `cam`.
         distortion: (4,) fisheye coefficients, see `distort_fisheye`; None for a pinhole.
     """
 
@@ -93,12 +93,12 @@ def world_to_cam(points_world: np.ndarray, rotation: np.ndarray, transl: np.ndar
 
 
 def distort_fisheye(xy: Tensor, distortion: Tensor) -> Tensor:
-    """Where a fisheye lens moves the point x / z, y / z of its pinhole twin.
+    """The point of a fisheye lens for the point x / z, y / z of a pinhole camera.
 
     theta = atan(r) becomes theta (1 + D0 theta^2 + D1 theta^4 + D2 theta^6 + D3 theta^8), OpenCV's fisheye model.
 
     Args:
-        xy: (..., 2) at depth 1. On the axis the point stays, where the published formula divides 0 by 0.
+        xy: (..., 2) at depth 1. A point on the axis stays there, where the published formula divides 0 by 0.
         distortion: (..., 4).
     """
     radius = torch.hypot(xy[..., :1], xy[..., 1:])
@@ -110,7 +110,7 @@ def distort_fisheye(xy: Tensor, distortion: Tensor) -> Tensor:
 
 
 def project_capture(points_cam: np.ndarray, camera: CaptureCamera) -> np.ndarray:
-    """(..., 3) m in `cam` -> (..., 2) px, through the lens the camera has."""
+    """(..., 3) m in `cam` -> (..., 2) px, with the distortion of the camera."""
     if camera.distortion is None:
         return project_pinhole(points_cam, camera.focal, camera.princpt)
     xy = torch.from_numpy(np.asarray(points_cam[..., :2] / points_cam[..., 2:], np.float64))

@@ -14,7 +14,7 @@ import numpy as np
 
 from common.errors import UserError
 
-# What to do about a failure, where the reason alone does not say it.
+# What to do about a failure, where the reason does not say so.
 ADVICE = {
     errno.ENOSPC: "free some space or choose another folder",
     errno.EDQUOT: "free some space or choose another folder",
@@ -28,10 +28,10 @@ ADVICE = {
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its name when the block ends well.
+    """A temporary path beside `path`, renamed to it when the block succeeds.
 
-    A reader, or the next run after a crash, sees the old content or the new, never a part. If the block fails, or is
-    interrupted, the temporary file goes and the old one stays as it was.
+    A reader, or the next run after a crash, sees the old content or the new, never a part. If the block fails or is
+    interrupted, the temporary file is removed and the old one stays as it was.
 
     Raises:
         UserError: the file cannot be written.
@@ -41,11 +41,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: it is a device or a pipe, which a file would replace; name a file")
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
-        # Not `tempfile`: its files can be read by their owner alone, and would stay so.
+        # Not `tempfile`: only the owner could read the file.
         temporary.touch(exist_ok=False)
         yield temporary
         with open(temporary, "rb") as file:
-            os.fsync(file.fileno())  # the content is on the disk before the name points to it
+            os.fsync(file.fileno())  # the content is on the disk before the file has its name
         os.replace(temporary, path)
     except OSError as error:
         advice = ADVICE.get(error.errno or 0, "check the folder's permissions or choose another folder")
@@ -62,7 +62,7 @@ def atomic_write(path: str | os.PathLike, data: bytes) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, where they are missing.
+    """Make a folder and its parents, if they are missing.
 
     Raises:
         UserError: it cannot be made.
@@ -77,11 +77,11 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     """Write JSON; numpy arrays and numbers become lists and numbers.
 
     Raises:
-        ValueError: a number is NaN or infinite, which JSON does not have: the caller says what null should mean.
+        ValueError: a number is NaN or infinite, which JSON cannot express: the caller decides what null means.
         UserError: see `atomic_write`.
     """
     text = json.dumps(content, allow_nan=False, ensure_ascii=False, default=_from_numpy)
-    # File names that are not UTF-8 hold halves of surrogate pairs, which JSON can only have as escapes.
+    # File names that are not UTF-8 contain lone surrogates, which JSON can only hold as escapes.
     atomic_write(path, (text + "\n").encode("utf-8", "backslashreplace"))
 
 
@@ -92,13 +92,13 @@ def _from_numpy(value: Any) -> Any:
 
 
 def write_image(path: str | os.PathLike, image_rgb: np.ndarray, quality: int = 95) -> None:
-    """Write an image, (H, W, 3) uint8 RGB, in the format that the path's ending names.
+    """Write an image, (H, W, 3) uint8 RGB, in the format of the suffix.
 
     Args:
         quality: of a JPEG or WebP, up to 100.
 
     Raises:
-        UserError: OpenCV has no such format or cannot store so large an image in it; see also `atomic_write`.
+        UserError: OpenCV does not know the format or cannot store so large an image in it; see also `atomic_write`.
     """
     path = Path(path)
     option = {".jpg": cv2.IMWRITE_JPEG_QUALITY, ".jpeg": cv2.IMWRITE_JPEG_QUALITY, ".webp": cv2.IMWRITE_WEBP_QUALITY}

@@ -1,21 +1,21 @@
-"""Heatmaps: reading a point off one, reading features at a point."""
+"""Heatmaps: the point that one encodes, features sampled at points."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.utils.precision import full_precision
+from common.precision import full_precision
 
 
 @full_precision
 def soft_argmax(logits: Tensor) -> Tensor:
-    """The expected index along each axis under the softmax over the whole map.
+    """The expected index along each axis under the softmax over the whole heatmap.
 
     Args:
-        logits: (..., H, W) if 2D with two leading axes, or (N, J, D, H, W).
+        logits: (N, J, H, W) or (N, J, D, H, W).
 
     Returns:
-        (N, J, 2) x, y or (N, J, 3) x, y, z in cells of the map, 0 to size - 1.
+        (N, J, 2) x, y or (N, J, 3) x, y, z in cells, 0 to size - 1.
     """
     sizes = logits.shape[2:]
     probability = logits.flatten(2).softmax(-1).unflatten(2, sizes)

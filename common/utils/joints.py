@@ -1,6 +1,6 @@
 """Names and order of the joints.
 
-A hand has 21 joints, wrist first, then thumb to pinky, base to tip; both hands are right then left (42).
+A hand has 21 joints: the wrist, then thumb to pinky, each from base to tip. Both hands are right then left (42).
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ MANO_JOINTS = (
     "Wrist",
     *(f"{finger}_{k}" for finger in ("Index", "Middle", "Pinky", "Ring", "Thumb") for k in (1, 2, 3)),
 )
-# MANO has no joint at a fingertip; the published system takes these vertices.
+# MANO has no joints at the fingertips; the published system takes these vertices.
 FINGERTIP_VERTICES = {"Thumb_4": 745, "Index_4": 317, "Middle_4": 445, "Ring_4": 556, "Pinky_4": 673}
 
-# (parent, child) indices into JOINTS, finger by finger: 4 bones a finger.
+# (parent, child) indices into JOINTS, finger by finger, 4 bones each.
 BONES = tuple((0 if k == 0 else 4 * f + k, 4 * f + k + 1) for f in range(len(FINGERS)) for k in range(4))
 
 # The joints of one hand in the order of each dataset's files.
@@ -33,9 +33,9 @@ REINTERHAND_JOINTS = (
 
 
 def reorder_index(names: Sequence[str]) -> np.ndarray:
-    """(21,) indices that bring one hand's joints from the order of `names` to that of JOINTS: `joints[..., index, :]`.
+    """(21,) indices that reorder the joints of one hand from `names` to JOINTS: `joints[..., index, :]`.
 
     Raises:
-        ValueError: a joint of ours is not among `names`.
+        ValueError: `names` lacks one of JOINTS.
     """
     return np.array([names.index(name) for name in JOINTS])

@@ -1,4 +1,4 @@
-"""Left <-> right: the one page where a left hand becomes a right one, for pictures, points, rotations, translations."""
+"""Left <-> right: the one place where a left hand becomes a right one: images, points, rotations, translations."""
 
 import torch
 from torch import Tensor

@@ -1,15 +1,15 @@
-"""Rotations: 6D, matrix, axis-angle. All are differentiable and never wait for the device."""
+"""Rotations: 6D, matrix, axis-angle. All functions are differentiable and never synchronise with the device."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.utils.precision import full_precision
+from common.precision import full_precision
 
 
 @full_precision
 def rot6d_to_matrix(rot6d: Tensor) -> Tensor:
-    """(..., 6) -> (..., 3, 3). Gram-Schmidt on the two halves, the results are the matrix's rows.
+    """(..., 6) -> (..., 3, 3). Gram-Schmidt on the two halves, which become the rows of the matrix.
 
     Zhou et al., "On the Continuity of Rotation Representations in Neural Networks", CVPR 2019 (there: columns).
     """
@@ -22,7 +22,7 @@ def rot6d_to_matrix(rot6d: Tensor) -> Tensor:
 def matrix_to_quaternion(matrix: Tensor) -> Tensor:
     """(..., 3, 3) rotation -> (..., 4) unit quaternion, real part first and not negative.
 
-    Each of the four components can be had from the diagonal, the others then by division; the largest is taken, so
+    Each of the four components follows from the diagonal, and the others from it by division; the largest is taken, so
     that the division is well conditioned (Shepperd, "Quaternion from Rotation Matrix", 1978).
     """
     (m00, m01, m02), (m10, m11, m12), (m20, m21, m22) = (row.unbind(-1) for row in matrix.unbind(-2))
@@ -61,7 +61,7 @@ def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
 
 @full_precision
 def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
-    """(..., 3) axis-angle in radians -> (..., 3, 3). Rodrigues' formula, a series near 0 keeps the gradient finite."""
+    """(..., 3) axis-angle in radians -> (..., 3, 3). Rodrigues' formula; a series near 0 keeps the gradient finite."""
     squared = axis_angle.square().sum(-1)[..., None, None]
     small = squared < 1e-12
     angle = torch.where(small, torch.ones_like(squared), squared).sqrt()
