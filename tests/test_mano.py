@@ -301,7 +301,7 @@ def test_damaged_files_never_crash(mano_folder, tmp_path):
         ({"weights": np.full((778, 16), np.nan)}, "weights"),
         ({"shapedirs": np.zeros((778, 3, 9))}, "shapedirs"),
         ({"f": np.full((1538, 3), 778, np.uint32)}, "vertex that does not exist"),
-        ({"kintree_table": np.full((2, 16), 5, np.uint32)}, "no tree"),
+        ({"kintree_table": np.full((2, 16), 5, np.uint32)}, "not a tree"),
         ({"hands_mean": None}, "hands_mean"),
     ],
 )
