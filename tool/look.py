@@ -1,4 +1,4 @@
-"""Look at samples as training sees them: boxes, joints and the MANO mesh over the crop, on one sheet.
+"""Look at samples as training sees them: boxes, joints and the MANO mesh over the crop, on one contact sheet.
 
     python tool/look.py --set MSCOCO                                  # the first 12 of the training split
     python tool/look.py --set InterHand26M --split test --interhand_subset all --index 0 17 4
@@ -12,22 +12,33 @@ annotated but outside), and with the mesh and joints of its MANO fit. Test sampl
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common.errors import UserError, run_main  # noqa: E402
-from common.options import MANO_FOLDER, Parser  # noqa: E402
+import cv2
+import numpy as np
+from msgspec.structs import replace
+from torch import Tensor
+from torch.utils.data import default_collate
 
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
-
-    from common.nets.mano import TwoHandMano
-    from common.types import EvalSample, Sample, Targets
-    from common.utils.augment import Augmentation
-    from common.utils.frames import Frames
+from common.drawing.overlay import draw_boxes, draw_skeletons
+from common.drawing.raster import HandMesh
+from common.drawing.render import HAND_RGB, render_hands
+from common.drawing.sheets import arrange
+from common.errors import UserError, run_main
+from common.nets.mano import TwoHandMano
+from common.nets.mano_files import read_hand_models
+from common.options import MANO_FOLDER, ROOT, Parser
+from common.targets import build_images, build_targets, complete_truth, pose_hands, project_posed
+from common.types import EvalSample, Sample, Targets
+from common.utils.affine import apply_affine
+from common.utils.augment import Augmentation, draw_augmentation
+from common.utils.camera import Camera
+from common.utils.files import write_image
+from common.utils.frames import Frames
+from common.utils.images import quiet_opencv
+from main.build import open_dataset
+from main.config import Config
 
 FORMER = {
     "--out": "--output",
@@ -37,17 +48,6 @@ FORMER = {
 
 def main() -> None:
     args = parse_args()
-    import numpy as np
-    from msgspec.structs import replace
-
-    from common.drawing.sheets import arrange
-    from common.nets.mano import TwoHandMano
-    from common.nets.mano_files import read_hand_models
-    from common.utils.files import write_image
-    from common.utils.images import quiet_opencv
-    from main.build import open_dataset
-    from main.config import Config
-
     quiet_opencv()
     config = replace(Config(), cam_mode=args.cam_mode, envmap_mode=args.envmap_mode)
     if args.interhand_subset:
@@ -87,30 +87,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rot", type=float, default=0.0, help="degrees")
     parser.add_argument("--color", type=float, nargs=3, default=(1.0, 1.0, 1.0), metavar=("R", "G", "B"))
     parser.add_argument("--flip", action="store_true")
-    parser.add_argument("--output", type=Path, default=Path("look.jpg"), help="picture to write (default: look.jpg)")
+    parser.add_argument("--output", type=Path, default=Path("look.jpg"), help="image to write (default: look.jpg)")
     return parser.parse_args()
 
 
-def choose_augmentation(args: argparse.Namespace, index: int) -> "Augmentation":
+def choose_augmentation(args: argparse.Namespace, index: int) -> Augmentation:
     """What the command line says, or a draw."""
-    import numpy as np
-
-    from common.utils.augment import Augmentation, draw_augmentation
-
     if args.augment is not None:
         return draw_augmentation(np.random.default_rng((args.augment, index)))
     return Augmentation(args.scale, args.rot, tuple(args.color), args.flip)
 
 
-def draw(item: "Sample | EvalSample", mano: "TwoHandMano", frames: "Frames", index: int) -> list["np.ndarray"]:
-    """One sample -> two pictures (h, w, 3): as annotated, and with the meshes."""
-    import cv2
-    import numpy as np
-    from torch.utils.data import default_collate
-
-    from common.targets import build_images, build_targets, complete_truth, pose_hands
-    from common.types import EvalSample
-
+def draw(item: Sample | EvalSample, mano: TwoHandMano, frames: Frames, index: int) -> list[np.ndarray]:
+    """One sample -> two images (h, w, 3): as annotated, and with the meshes."""
     if isinstance(item, EvalSample):
         truth = complete_truth(default_collate([item]), mano)
         batch, vertices_cam, valid = default_collate([item.sample]), truth.vertices_cam, truth.vertices_valid
@@ -126,40 +115,26 @@ def draw(item: "Sample | EvalSample", mano: "TwoHandMano", frames: "Frames", ind
     return [annotated, draw_meshes(image, batch, vertices_cam, valid[0].bool().numpy(), mano)]
 
 
-def draw_annotated(image: "np.ndarray", targets: "Targets") -> "np.ndarray":
+def draw_annotated(image: np.ndarray, targets: Targets) -> np.ndarray:
     """Boxes and annotated joints of one sample over its crop."""
-    import cv2
-    import numpy as np
-
-    from common.drawing.overlay import draw_boxes
-    from common.drawing.render import HAND_RGB
-
     boxes, valid = targets.boxes_crop[0].numpy(), targets.boxes_valid[0].bool().numpy()
-    picture = draw_boxes(image, boxes, np.ones(2), valid)
+    image = draw_boxes(image, boxes, np.ones(2), valid)
     for hand in range(2):
         color = tuple(round(255 * value) for value in HAND_RGB[hand])
         radius = int(np.clip(np.abs(boxes[hand, 2:] - boxes[hand, :2]).max() / 40, 1, 4)) if valid[hand] else 3
         for joint in np.flatnonzero(targets.joints_valid[0, hand].numpy()):
             x, y = targets.joints_crop[0, hand, joint, :2].clamp(-1e4, 1e4).round().int().tolist()
             filled = bool(targets.joints_inside[0, hand, joint])
-            cv2.circle(picture, (x, y), radius, color, -1 if filled else 1, cv2.LINE_AA)
-    return picture
+            cv2.circle(image, (x, y), radius, color, -1 if filled else 1, cv2.LINE_AA)
+    return image
 
 
 def draw_meshes(
-    image: "np.ndarray", batch: "Sample", vertices_cam: "Tensor", valid: "np.ndarray", mano: "TwoHandMano"
-) -> "np.ndarray":
+    image: np.ndarray, batch: Sample, vertices_cam: Tensor, valid: np.ndarray, mano: TwoHandMano
+) -> np.ndarray:
     """The meshes (1, 2, V, 3) m of one sample, before the crop was turned, and their joints over its crop."""
-    import numpy as np
 
-    from common.drawing.overlay import draw_skeletons
-    from common.drawing.raster import HandMesh
-    from common.drawing.render import render_hands
-    from common.targets import project_posed
-    from common.utils.affine import apply_affine
-    from common.utils.camera import Camera
-
-    def to_crop(points_cam: "Tensor") -> np.ndarray:
+    def to_crop(points_cam: Tensor) -> np.ndarray:
         return apply_affine(batch.image_to_crop[:, None], project_posed(points_cam, batch))[0].numpy()
 
     vertices_crop, meshes = to_crop(vertices_cam), []
