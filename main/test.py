@@ -190,6 +190,8 @@ def evaluate(
                 truth = complete_truth(batch, model.mano_layer)
                 evaluator.update(readable, estimate, truth, batch.sample.joints_valid)
             progress.update(len(readable) + len(errors))
+    if dataset.exchanged:
+        print(f"{int(dataset.exchanged)} images have their sides exchanged against their annotations", flush=True)
     return skipped
 
 
