@@ -61,7 +61,7 @@ TOY_SETS = ("InterHand26M", "MSCOCO")
 STAGES: dict[str, Callable[[Bench, argparse.Namespace], list[Measurement]]] = {
     "inference": lambda bench, args: inference(bench, args.profile),
     "trans_net": lambda bench, args: trans_input(bench),
-    "step": lambda bench, args: training_step(bench, args.step_batch, args.data, args.mano, args.output, args.profile),
+    "step": lambda bench, args: training_step(bench, args.step_batch, args.data, args.mano, args.scratch, args.profile),
     "loader": lambda bench, args: data_stages.loader(bench, args.data, args.toy),
     "store": lambda bench, args: data_stages.store(bench, args.annotations, args.work, args.store_root),
     "metrics": lambda bench, args: data_stages.metrics(bench, args.metrics_samples),
@@ -142,7 +142,7 @@ def measure(
 ) -> tuple[Bench, list[Measurement]]:
     """All stages, with their progress."""
     torch.backends.cudnn.benchmark = True  # as in training: all batches have the same size
-    args.toy, args.output, args.work = args.data is None, temporary / "output", args.work or temporary
+    args.toy, args.scratch, args.work = args.data is None, temporary / "trainings", args.work or temporary
     args.step_batch = args.step_batch or (128 if device.type == "cuda" else 4)
     args.mano = args.mano or find_mano(args.work)
     args.data = args.data or args.work / "toy"
