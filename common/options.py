@@ -30,6 +30,9 @@ IMAGE_SUFFIXES = frozenset(
     f".{suffix}" for suffix in "jpg jpeg jpe png bmp dib webp tif tiff gif jp2 avif ppm pgm pnm".split()
 )
 
+# Files that the demo reads as videos.
+VIDEO_SUFFIXES = frozenset((".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"))
+
 
 class Parser(argparse.ArgumentParser):
     """Long options take `-` and `_` alike (help shows `_`), and their former names stay accepted.

@@ -1,9 +1,10 @@
-"""Recover both hands in 3D from photos.
+"""Recover both hands in 3D from photos and videos.
 
     python demo.py --gpu 0                             # photos in images, checkpoint snapshot_6.pth, beside this script
     python demo.py --gpu cpu --input a.jpg 'more/*.png'
     python demo.py --hand auto --min_confidence 0.3    # leave out a hand that is not in the photo
     python demo.py --focal 1500 --princpt 960 540      # the photos' real camera: hands in metric camera space
+    python demo.py --input clip.mp4                    # people are found and followed, their hands smoothed over time
 
 Written for each photo NAME, beside this script or under --output:
 
@@ -16,10 +17,16 @@ Written for each photo NAME, beside this script or under --output:
     results/NAME.json                      everything as data: joints in 3D and 2D, cameras, confidences
     sheet.jpg                              with --sheet: all photos (at most 40) on one contact sheet
 
+Written for each video NAME:
+
+    NAME/overlay.mp4                       the video with the hands drawn over it, its time stamps and sound kept
+    NAME/hands.npz                         a table, one row a hand and frame: joints, MANO parameters, cameras
+    NAME/summary.json                      people, shares of frames seen and bridged, jitter before and after, times
+
 NAME is the file's name without its suffix. Photos that would share it get their folders' names or their suffix, too.
 
-A photo should show one person, roughly cropped. A photo that cannot be read is skipped and named; the exit code is
-then 2.
+A photo should show one person, roughly cropped; a video may show several. A photo or video that cannot be read is
+skipped and named; the exit code is then 2.
 """
 
 import argparse
@@ -41,6 +48,7 @@ from common.options import (
     MANO_HELP,
     MESH_FORMATS,
     RENDERERS,
+    VIDEO_SUFFIXES,
     Parser,
 )
 
@@ -53,7 +61,7 @@ def main() -> None:
     args = parse_args()
     names = name_outputs(find_images(args.input))
     for file in find_other_files(args.input):
-        print(one_line(f"not a photo, skipped: {file}"), file=sys.stderr)
+        print(one_line(f"not a photo or video, skipped: {file}"), file=sys.stderr)
 
     from demo.run import run  # imports torch, which takes seconds: --help and mistakes are answered before
 
@@ -64,7 +72,10 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--gpu", help=GPU_HELP)
     parser.add_argument(
-        "--input", nargs="+", default=[str(HERE / "images")], help="photos, folders or patterns (default: images)"
+        "--input",
+        nargs="+",
+        default=[str(HERE / "images")],
+        help="photos, videos, folders or patterns (default: images)",
     )
     parser.add_argument("--output", type=Path, default=HERE, help="folder for the results (default: this folder)")
     parser.add_argument(
@@ -91,7 +102,30 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--renderer", choices=RENDERERS, default="auto", help="what draws the meshes (default: auto)")
     parser.add_argument("--batch_size", type=count, default=16, help="photos per batch of the network (default: 16)")
+    video = parser.add_argument_group("videos")
+    video.add_argument(
+        "--people",
+        choices=("auto", "one"),
+        default="auto",
+        help="auto: detect and follow people; one: the whole frame is one person (default: auto)",
+    )
+    video.add_argument(
+        "--detector", default="fast", metavar="NAME", help="fast, accurate, or your own MODULE:FUNCTION (default: fast)"
+    )
+    video.add_argument("--min_person", type=fraction, default=0.5, help="score that starts a track (default: 0.5)")
+    video.add_argument("--max_people", type=count, default=8, help="in a frame, the largest (default: 8)")
+    video.add_argument("--detect_every", type=finite, default=0.17, help="s between detections (default: 0.17)")
+    video.add_argument("--smooth", type=finite, default=3.0, help="Hz; 0: frame by frame (default: 3)")
+    video.add_argument(
+        "--draw",
+        nargs="+",
+        choices=("boxes", "skeleton", "mesh"),
+        default=["mesh"],
+        help="what overlay.mp4 shows (default: mesh)",
+    )
     args = parser.parse_args()
+    if args.smooth < 0 or args.detect_every < 0:
+        parser.error("--smooth and --detect_every must not be below 0")
     if args.focal and len(args.focal) > 2:
         parser.error("--focal takes one number, or two: fx fy")
     if args.princpt and not args.focal:
@@ -157,7 +191,7 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
 
 
 def find_other_files(inputs: Sequence[str]) -> list[Path]:
-    """What stands in folders beside the photos: videos, documents, raw images."""
+    """What stands in folders beside the photos and videos: documents, raw images."""
     folders = dict.fromkeys(Path(text) for text in inputs if Path(text).is_dir())
     return [file for folder in folders for file in _visible_files(folder) if not _is_photo(file)]
 
@@ -168,7 +202,7 @@ def _visible_files(folder: Path) -> list[Path]:
 
 
 def _is_photo(file: Path) -> bool:
-    return file.suffix.lower() in IMAGE_SUFFIXES | HEIC_SUFFIXES
+    return file.suffix.lower() in IMAGE_SUFFIXES | HEIC_SUFFIXES | VIDEO_SUFFIXES
 
 
 def name_outputs(files: list[Path]) -> dict[Path, str]:

@@ -27,6 +27,8 @@ from common.utils.boxes import body_box, iou
 from common.utils.camera import Camera, place_before_camera
 from common.utils.heatmaps import bin_to_depth
 from common.utils.images import load_image, warp_image
+from common.utils.joints import WRIST
+from demo.motion import Observations
 from main.build import load_model, prepare_inference
 from main.config import Config
 from main.model import InterWild
@@ -183,7 +185,6 @@ class HandPredictor:
         crop = warp_image(image.astype(np.float32), image_to_crop(box_image, crop_size), crop_size)
         return PreparedPhoto(crop, size, box_image, intrinsics)
 
-    @torch.inference_mode()
     def predict(
         self, photos: Sequence[PreparedPhoto], hand: str = "both", min_confidence: float = 0.0
     ) -> list[PhotoHands]:
@@ -199,15 +200,16 @@ class HandPredictor:
             ValueError: `hand` is none of these.
             torch.OutOfMemoryError: the batch is too large for the device.
         """
-        if hand not in HAND_MODES:
-            raise ValueError(f"hand must be one of {', '.join(HAND_MODES)}, not {hand!r}")
-        crops = torch.from_numpy(np.stack([photo.crop for photo in photos]))
-        prediction = self.network(crops.to(self.device).permute(0, 3, 1, 2) / 255)
-        arrays, crop_results = _to_numpy(prediction), _to_numpy(to_crop(prediction, self.config.frames))
-        return [
-            self._assemble(photo, _pick(arrays, n), _pick(crop_results, n), hand, min_confidence)
-            for n, photo in enumerate(photos)
-        ]
+        return [self._assemble(photo, *answer, hand, min_confidence) for photo, answer in self._run(photos, hand)]
+
+    def observe(
+        self, photos: Sequence[PreparedPhoto], hand: str = "both", min_confidence: float = 0.0
+    ) -> list[Observations]:
+        """Like `predict`, for one frame of a video each: both hands always, with what smoothing them over time needs.
+
+        `person_box_image` is left for the caller to fill in.
+        """
+        return [self._observe(photo, *answer, hand, min_confidence) for photo, answer in self._run(photos, hand)]
 
     def __call__(
         self,
@@ -220,6 +222,45 @@ class HandPredictor:
         """One photo, as a path or (H, W, 3) uint8 RGB. The other arguments are those of `prepare` and `predict`."""
         array = image if isinstance(image, np.ndarray) else load_image(Path(image))
         return self.predict([self.prepare(array, box_xywh, intrinsics)], hand, min_confidence)[0]
+
+    @torch.inference_mode()
+    def _run(self, photos: Sequence[PreparedPhoto], hand: str) -> list[tuple[PreparedPhoto, tuple[Arrays, Arrays]]]:
+        """The network on a batch; its `Prediction` and `CropResult` as arrays, photo by photo."""
+        if hand not in HAND_MODES:
+            raise ValueError(f"hand must be one of {', '.join(HAND_MODES)}, not {hand!r}")
+        crops = torch.from_numpy(np.stack([photo.crop for photo in photos]))
+        prediction = self.network(crops.to(self.device).permute(0, 3, 1, 2) / 255)
+        arrays, crop_results = _to_numpy(prediction), _to_numpy(to_crop(prediction, self.config.frames))
+        return [(photo, (_pick(arrays, n), _pick(crop_results, n))) for n, photo in enumerate(photos)]
+
+    def _observe(
+        self, photo: PreparedPhoto, prediction: Arrays, result: Arrays, hand: str, min_confidence: float
+    ) -> Observations:
+        both = self._assemble(photo, prediction, result, "both", 0.0)
+        dropped = _choose(hand, min_confidence, prediction.box_scores, both.box_iou)
+        scale, offset = _crop_scale(photo, self.config.frames.crop)
+        hands = both.hands  # two, always
+        own_wrist_crop = prediction.root_transl[:, :2] * result.hand_focal_crop + result.hand_princpt_crop
+        return Observations(
+            kept=np.array([side not in dropped for side in SIDES]),
+            confidence=prediction.box_scores,
+            box_image=both.boxes_image,
+            joints_image=np.stack([each.joints_image for each in hands]),
+            joints_depth_rel=np.stack([each.joints_depth_rel for each in hands]),
+            global_orient=prediction.mano.global_orient,
+            hand_pose=prediction.mano.hand_pose,
+            betas=prediction.mano.betas,
+            wrist_image=own_wrist_crop * scale + offset,
+            hand_focal=result.hand_focal_crop * scale,
+            pair_focal=result.pair_focal_crop * scale,
+            root_depth=prediction.root_transl[:, 2],
+            rel_transl=prediction.rel_transl,
+            pair=np.array(both.pair),
+            transl=np.stack([each.joints_cam[WRIST] for each in hands]),
+            focal=np.stack([each.camera.focal for each in hands]),
+            princpt=np.stack([each.camera.princpt for each in hands]),
+            person_box_image=np.zeros(4, np.float32),
+        )
 
     def _assemble(
         self,
@@ -287,12 +328,10 @@ class HandPredictor:
     ) -> dict[int, tuple[np.ndarray, Camera]]:
         """Hand -> its wrist (3,) m and its virtual camera in `image`, as published: a pair starts from the right hand's
         wrist and shares one camera; otherwise each hand has its own wrist and camera."""
-        crop_height, crop_width = self.config.frames.crop
-        x0, y0, width, height = photo.body_box_image
-        scale = np.array([width / crop_width, height / crop_height])
+        scale, offset = _crop_scale(photo, self.config.frames.crop)
 
         def camera(focal_crop: np.ndarray, princpt_crop: np.ndarray) -> Camera:
-            return Camera(focal_crop * scale, princpt_crop * scale + (x0, y0), orthographic=True)
+            return Camera(focal_crop * scale, princpt_crop * scale + offset, orthographic=True)
 
         if pair:
             shared = camera(result.pair_focal_crop, result.pair_princpt_crop)
@@ -304,6 +343,12 @@ class HandPredictor:
             )
             for index in kept
         }
+
+
+def _crop_scale(photo: PreparedPhoto, crop_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """scale (2,) and offset (2,) px: point in `image` = scale * point in `crop` + offset."""
+    x0, y0, width, height = photo.body_box_image
+    return np.array([width / crop_size[1], height / crop_size[0]]), np.array([x0, y0])
 
 
 def _place_metric(

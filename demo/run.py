@@ -12,10 +12,13 @@ import numpy as np
 from tqdm import tqdm
 
 from common.devices import parse_devices
+from common.distributed import StopSignal
 from common.errors import UserError, is_out_of_memory, one_line
+from common.options import VIDEO_SUFFIXES
 from common.utils.camera import Camera
 from common.utils.files import write_image
 from common.utils.images import has_alpha, image_size, load_image, quiet_opencv
+from demo.people import load_detector
 from demo.predictor import HandPredictor, PhotoHands, PreparedPhoto
 from demo.result_sheet import draw_result_sheet
 from demo.results import ResultWriter
@@ -37,29 +40,79 @@ class Photo(NamedTuple):
 
 
 def run(args: argparse.Namespace, names: Mapping[Path, str]) -> None:
-    """Process photos and write their results.
+    """Process photos and videos, and write their results.
 
     Args:
         args: from `demo.parse_args`.
         names: file -> NAME of its results.
 
     Raises:
-        UserError: a photo failed; the others are done.
+        UserError: a photo or video failed; the others are done.
     """
+    videos = {file: name for file, name in names.items() if file.suffix.lower() in VIDEO_SUFFIXES}
+    names = {file: name for file, name in names.items() if file not in videos}
     quiet_opencv()
     devices = parse_devices(args.gpu)
     predictor = HandPredictor.load(args.checkpoint, args.mano, devices)
-    print(f"photos: {len(names)}; on {', '.join(map(str, devices))}; hand model: {predictor.hand_model_name}")
+    found = f"photos: {len(names)}" + (f", videos: {len(videos)}" if videos else "")
+    print(f"{found}; on {', '.join(map(str, devices))}; hand model: {predictor.hand_model_name}")
     writer = ResultWriter(
         args.output, predictor.faces, predictor.hand_model_name, args.mesh_formats, args.html, args.renderer
     )
+    bad_videos = process_videos(videos, predictor, args)
+    if not names:
+        if bad_videos:
+            raise UserError(f"{len(bad_videos)} of {len(videos)} videos could not be done whole; see the errors above")
+        return
     failed = process(names, predictor, writer, args)
     done = {file: name for file, name in names.items() if file not in failed}
     if args.sheet:
         write_image(args.output / "sheet.jpg", draw_result_sheet(args.output, done), quality=90)
     print(f"{len(done)} of {len(names)} photos done; boxes, meshes, params, renders and results are in {args.output}")
-    if failed:
-        raise UserError(f"{len(failed)} of {len(names)} photos could not be done; see the errors above")
+    if failed or bad_videos:
+        raise UserError(
+            f"{len(failed)} of {len(names)} photos"
+            + (f" and {len(bad_videos)} of {len(videos)} videos" if videos else "")
+            + " could not be done; see the errors above"
+        )
+
+
+def process_videos(videos: Mapping[Path, str], predictor: HandPredictor, args: argparse.Namespace) -> set[Path]:
+    """Run all videos. Returns those that failed or are damaged; each is named with its reason."""
+    bad: set[Path] = set()
+    if not videos:
+        return bad
+    try:
+        from demo.video_hands import VideoOptions, process_video  # PyAV is needed for videos alone
+    except ModuleNotFoundError as error:
+        raise UserError(f"videos need the package {error.name}: pip install av") from None
+    with StopSignal() as stop:
+        options = VideoOptions(
+            detector=load_detector(args.detector, predictor.device) if args.people == "auto" else None,
+            detect_every=args.detect_every,
+            min_person=args.min_person,
+            max_people=args.max_people,
+            smooth=args.smooth,
+            hand=args.hand,
+            min_confidence=args.min_confidence,
+            batch_size=args.batch_size,
+            intrinsics=lambda size: real_camera(args.focal, args.princpt, size),
+            draw=tuple(args.draw),
+            stop=lambda: stop.asked,
+        )
+        for file, name in videos.items():
+            try:
+                problems = process_video(file, args.output / name, predictor, options)
+            except UserError as error:
+                problems = [str(error)]
+            else:
+                print(f"{file.name}: overlay.mp4, hands.npz and summary.json are in {args.output / name}")
+            if problems:
+                bad.add(file)
+                print(*(one_line(f"{file.name}: {problem}") for problem in problems), sep="\n", file=sys.stderr)
+            if stop.asked:
+                raise KeyboardInterrupt  # the files are whole
+    return bad
 
 
 def process(

@@ -1,0 +1,424 @@
+"""From a video to a table of hands: shots and people, the network on their crops, smoothing; then the overlay.
+
+The file is decoded once for each of three passes (shots and people; hands; drawing), so memory does not grow with its
+length, apart from the table.
+"""
+
+import time as clock
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common.drawing.overlay import draw_boxes, draw_skeletons
+from common.drawing.raster import HandMesh
+from common.drawing.render import render_hands
+from common.nets.mano import to_wrist
+from common.types import ManoParams
+from common.utils.camera import Camera
+from common.utils.files import atomic_path, make_folder, write_json
+from common.utils.joints import JOINTS
+from demo.motion import BRIDGED, REJECTED, SEEN, Observations, jitter, smooth_person, stack_observations
+from demo.people import LOWEST_SCORE, Detector, detect_people, neighbours_hands, usable_boxes
+from demo.predictor import HandPredictor
+from demo.tracking import Tracker, boxes_between
+from demo.video import CutDetector, Frame, VideoReader, VideoWriter
+
+POSE_CHUNK = 512  # rows that are posed at once
+LAYERS = ("boxes", "skeleton", "mesh")
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """What `demo.py` asks for."""
+
+    detector: Detector | None = None  # None: the whole frame is one person
+    detect_every: float = 0.17  # s
+    min_person: float = 0.5  # a detection with this score can begin a track
+    max_people: int = 8  # in a frame, the largest
+    smooth: float = 3.0  # Hz; 0: frame by frame
+    hand: str = "both"
+    min_confidence: float = 0.0
+    batch_size: int = 8
+    intrinsics: Callable[[tuple[int, int]], Camera | None] = lambda size: None  # of frames of (h, w)
+    draw: tuple[str, ...] = ("mesh",)  # of LAYERS
+    stop: Callable[[], bool] = lambda: False  # asked between frames: end early, with whole files
+
+
+@dataclass
+class Scan:
+    """Shots and people of a video."""
+
+    times: np.ndarray  # (T,) s
+    pts: np.ndarray  # (T,) in the file's time base
+    shots: np.ndarray  # (T,) from 0
+    people: list[tuple[int, int, str, np.ndarray, np.ndarray]]  # shot, person, source, rows (R,), boxes (R, 4)
+    problems: list[str] = field(default_factory=list)
+
+
+def scan(reader: VideoReader, options: VideoOptions, seconds: dict[str, float]) -> Scan:
+    """The first pass: time stamps, cuts, detections, tracks.
+
+    Raises:
+        UserError: the detector fails.
+    """
+    times, pts, shots, problems = [], [], [], []
+    tracker, trackers, is_cut, next_detection = Tracker(options.min_person, LOWEST_SCORE), [], CutDetector(), -1.0
+    trackers.append(tracker)
+    for frame in progress(reader, "people"):
+        if options.stop():
+            break
+        if is_cut(frame.image):
+            tracker = Tracker(options.min_person, LOWEST_SCORE)
+            trackers.append(tracker)
+            next_detection = -1.0
+        times.append(frame.time)
+        pts.append(frame.pts)
+        shots.append(len(trackers) - 1)
+        if options.detector is not None and frame.time >= next_detection - 1e-9:
+            begun = clock.monotonic()
+            (boxes, scores), *_ = detect_people(options.detector, [frame.image])
+            boxes, usable, wrong = usable_boxes(boxes, frame.image.shape[:2])
+            usable &= np.nan_to_num(scores, nan=-1.0) >= LOWEST_SCORE
+            problems += wrong
+            rows = np.flatnonzero(usable)
+            areas = (boxes[rows, 2:] - boxes[rows, :2]).prod(1)
+            rows = rows[np.argsort(-areas, kind="stable")[: options.max_people]]
+            tracker.update(frame.time, boxes[rows], scores[rows])
+            next_detection = frame.time + options.detect_every
+            seconds["detect"] += clock.monotonic() - begun
+    result = Scan(np.array(times), np.array(pts, np.int64), np.array(shots, np.int64), [], problems)
+    _find_people(result, trackers, reader.size, options.detect_every)
+    return result
+
+
+def _find_people(result: Scan, trackers: list[Tracker], size: tuple[int, int], detect_every: float) -> None:
+    """People of each shot, ids never used again; where nobody is found, the whole frame is one."""
+    person = 0
+    for shot, tracker in enumerate(trackers):
+        rows_of_shot = np.flatnonzero(result.shots == shot)
+        if not len(rows_of_shot):
+            continue
+        found = False
+        for track in tracker.tracks:
+            rows, boxes = (
+                boxes_between(track, result.times[rows_of_shot], detect_every)
+                if track.confirmed
+                else (np.zeros(0), None)
+            )
+            if boxes is None or not len(rows):
+                continue
+            person, found = person + 1, True
+            cut = np.clip(boxes, 0, (size[1], size[0], size[1], size[0]))
+            result.people.append((shot, person, "detector", rows_of_shot[rows], cut))
+        if not found:
+            person += 1
+            whole = np.tile([0.0, 0.0, size[1], size[0]], (len(rows_of_shot), 1))
+            result.people.append((shot, person, "photo", rows_of_shot, whole))
+
+
+def observe_people(
+    reader: VideoReader, found: Scan, predictor: HandPredictor, options: VideoOptions, seconds: dict[str, float]
+) -> list[Observations]:
+    """The second pass: the network on every person's crops, in batches across frames. One item per person."""
+    by_row: dict[int, list[tuple[int, np.ndarray]]] = defaultdict(list)
+    for index, (_, _, _, rows, boxes) in enumerate(found.people):
+        for row, box in zip(rows.tolist(), boxes, strict=True):
+            by_row[row].append((index, box))
+    collected: list[list[Observations]] = [[] for _ in found.people]
+    camera = options.intrinsics(reader.size)
+    waiting: list[tuple[int, int, np.ndarray, Any]] = []  # row, person, box, prepared
+
+    def run(batch: list[tuple[int, int, np.ndarray, Any]]) -> None:
+        begun = clock.monotonic()
+        observed = predictor.observe([prepared for *_, prepared in batch], options.hand, options.min_confidence)
+        for (_, index, box, _), observation in zip(batch, observed, strict=True):
+            collected[index].append(observation._replace(person_box_image=np.asarray(box, np.float32)))
+        seconds["network"] += clock.monotonic() - begun
+
+    for frame in progress(reader, "hands", len(found.times)):
+        if frame.number >= len(found.times):
+            break
+        for index, box in by_row[frame.number]:
+            x1, y1, x2, y2 = box.tolist()
+            if found.people[index][2] == "photo":  # the published box of integers
+                x1, y1, x2, y2 = 0, 0, int(x2), int(y2)
+            prepared = predictor.prepare(frame.image, (x1, y1, x2 - x1, y2 - y1), camera)
+            waiting.append((frame.number, index, box, prepared))
+        while len(waiting) >= options.batch_size:
+            run(waiting[: options.batch_size])
+            del waiting[: options.batch_size]
+    if waiting:
+        run(waiting)
+    return _drop_neighbours(found, [stack_observations(items) for items in collected])
+
+
+def _drop_neighbours(found: Scan, observed: list[Observations]) -> list[Observations]:
+    """A hand that two people's crops show is kept for one of them, frame by frame."""
+    members: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for index, (_, _, _, rows, _) in enumerate(found.people):
+        for place, row in enumerate(rows.tolist()):
+            members[row].append((index, place))
+    kept = [item.kept.copy() for item in observed]
+    for here in members.values():
+        if len(here) > 1:
+            joints = np.stack([observed[index].joints_image[place] for index, place in here])
+            mask = np.stack([kept[index][place] for index, place in here])
+            boxes = np.stack([observed[index].person_box_image[place] for index, place in here])
+            owners = neighbours_hands(joints, mask, boxes)
+            for (index, place), owner in zip(here, owners, strict=True):
+                kept[index][place] &= owner < 0
+    return [item._replace(kept=mask) for item, mask in zip(observed, kept, strict=True)]
+
+
+def make_table(
+    found: Scan,
+    observed: list[Observations],
+    predictor: HandPredictor,
+    size: tuple[int, int],
+    options: VideoOptions,
+    seconds: dict[str, float],
+) -> dict[str, np.ndarray]:
+    """Smooth each person, and put all rows into one table, ordered by frame, person and side."""
+    begun = clock.monotonic()
+    parts = []
+    camera = options.intrinsics(size)
+    for (shot, person, _, rows, _), observations in zip(found.people, observed, strict=True):
+        times = found.times[rows]
+        part = smooth_person(observations, times, size, lambda *p: pose_rows(predictor, *p), options.smooth, camera)
+        if not part:
+            continue
+        at = part.pop("row_frame")
+        count = len(at)
+        part["frame"], part["time"] = rows[at].astype(np.int64), times[at].astype(np.float64)
+        part["shot"], part["person"] = np.full(count, shot, np.int32), np.full(count, person, np.int32)
+        parts.append(part)
+    seconds["smooth"] += clock.monotonic() - begun
+    if not parts:
+        return {"frame": np.zeros(0, np.int64), "person": np.zeros(0, np.int32), "side": np.zeros(0, np.int32)}
+    table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.lexsort((table["side"], table["person"], table["frame"]))
+    keep = {"frame", "time", "shot", "person", "side", "state", "pair", "pair_raw"}
+    return {name: values[order] if name in keep else values[order].astype(np.float32) for name, values in table.items()}
+
+
+@torch.inference_mode()
+def pose_rows(
+    predictor: HandPredictor, global_orient: np.ndarray, hand_pose: np.ndarray, betas: np.ndarray, side: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """See `demo.motion.Poser`."""
+    wrists, joints = [], []
+    for vertices, joints_mano in _pose_chunks(predictor, global_orient, hand_pose, betas, side):
+        _, joints_rel = to_wrist(vertices, joints_mano)
+        wrists.append(joints_mano[:, 0].cpu().numpy())
+        joints.append(joints_rel.cpu().numpy())
+    return np.concatenate(wrists), np.concatenate(joints)
+
+
+def _pose_chunks(
+    predictor: HandPredictor, global_orient: np.ndarray, hand_pose: np.ndarray, betas: np.ndarray, side: np.ndarray
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """MANO of rows, each of one side: vertices (R, 778, 3), joints (R, 21, 3), m."""
+    mano = predictor.model.mano_layer
+    for start in range(0, len(side), POSE_CHUNK):
+        rows = slice(start, start + POSE_CHUNK)
+        params = ManoParams(
+            *(
+                torch.from_numpy(np.repeat(np.asarray(values[rows], np.float32)[:, None], 2, 1)).to(predictor.device)
+                for values in (global_orient, hand_pose, betas)
+            )
+        )
+        vertices, joints = mano(params)
+        chosen = torch.arange(len(vertices)), torch.from_numpy(np.asarray(side[rows], np.int64))
+        yield vertices[chosen], joints[chosen]
+
+
+@torch.inference_mode()
+def meshes_of_rows(
+    predictor: HandPredictor, table: dict[str, np.ndarray], rows: np.ndarray, virtual: bool
+) -> list[HandMesh]:
+    """Table rows as meshes with their cameras, in `cam`.
+
+    Args:
+        virtual: the cameras are orthographic and unknown; else they are the given pinhole camera.
+    """
+    columns = [table[name][rows] for name in ("global_orient", "hand_pose", "betas", "side")]
+    meshes = []
+    for vertices, _ in _pose_chunks(predictor, *columns):
+        placed = vertices.cpu().numpy() + table["transl"][rows][:, None]
+        for place, row in enumerate(rows.tolist()):
+            side = int(table["side"][row])
+            camera = Camera(table["focal"][row], table["princpt"][row], virtual)
+            meshes.append(HandMesh(placed[place], predictor.faces[side], side, camera))
+    return meshes
+
+
+# ---- The third pass, and the files ----
+
+
+def process_video(path: Path, folder: Path, predictor: HandPredictor, options: VideoOptions) -> list[str]:
+    """Everything about one video: `overlay.mp4`, `hands.npz` and `summary.json` under `folder`.
+
+    Returns:
+        What was wrong: a file that is cut short, sound that cannot be copied, boxes that were left out.
+
+    Raises:
+        UserError: the file cannot be read, or a result cannot be written.
+    """
+    seconds: dict[str, float] = dict.fromkeys(("people", "detect", "hands", "network", "smooth", "overlay"), 0.0)
+    reader = VideoReader(path)
+    begun = clock.monotonic()
+    found = scan(reader, options, seconds)
+    problems = found.problems + ([reader.problem] if reader.problem else [])
+    seconds["people"] = clock.monotonic() - begun
+    observed = observe_people(reader, found, predictor, options, seconds)
+    seconds["hands"] = clock.monotonic() - begun - seconds["people"]
+    table = make_table(found, observed, predictor, reader.size, options, seconds)
+    make_folder(folder)
+    virtual = options.intrinsics(reader.size) is None
+    begun = clock.monotonic()
+    with atomic_path(folder / "overlay.mp4") as temporary:
+        writer = VideoWriter(temporary, reader.size, reader.time_base, reader.rate, path if reader.has_sound else None)
+        with writer:
+            draw_overlay(reader, writer, table, predictor, options, virtual)
+    seconds["overlay"] = clock.monotonic() - begun
+    problems += [writer.sound_problem] if writer.sound_problem else []
+    write_table(folder / "hands.npz", table, reader.size, predictor.hand_model_name, virtual)
+    write_json(folder / "summary.json", summarize(path, found, observed, table, predictor, problems, seconds))
+    return problems
+
+
+def draw_overlay(
+    reader: VideoReader,
+    writer: VideoWriter,
+    table: dict[str, np.ndarray],
+    predictor: HandPredictor,
+    options: VideoOptions,
+    virtual: bool,
+) -> None:
+    """Decode the video again, draw, encode. A stop ends it early."""
+    starts = np.searchsorted(table["frame"], np.arange(len(table["frame"]) and int(table["frame"][-1]) + 2))
+    for frame in progress(reader, "overlay"):
+        if options.stop():
+            break
+        rows = np.zeros(0, int)
+        if frame.number + 1 < len(starts):
+            rows = np.arange(starts[frame.number], starts[frame.number + 1])
+        writer.write(draw_frame(frame.image, table, rows, predictor, options.draw, virtual), frame.pts)
+
+
+def draw_frame(
+    image: np.ndarray,
+    table: dict[str, np.ndarray],
+    rows: np.ndarray,
+    predictor: HandPredictor,
+    layers: tuple[str, ...],
+    virtual: bool,
+) -> np.ndarray:
+    """A frame with the hands of these rows drawn over it; the people with larger boxes last, on top."""
+    if not len(rows):
+        return image
+    if "mesh" in layers:
+        image = render_hands(image, meshes_of_rows(predictor, table, rows, virtual))
+    for person in sorted(set(table["person"][rows].tolist())):
+        own = rows[table["person"][rows] == person]
+        shown, boxes, scores = np.zeros(2, bool), np.zeros((2, 4)), np.zeros(2)
+        joints = np.zeros((2, len(JOINTS), 2))
+        for row in own.tolist():
+            side = int(table["side"][row])
+            shown[side], boxes[side] = True, table["box_image"][row]
+            scores[side], joints[side] = table["confidence"][row], table["joints_image"][row]
+        if "skeleton" in layers:
+            image = draw_skeletons(image, joints, shown)
+        if "boxes" in layers:
+            image = draw_boxes(image, boxes, scores, shown)
+    return image
+
+
+def write_table(
+    path: Path, table: dict[str, np.ndarray], size: tuple[int, int], hand_model: str, virtual: bool
+) -> None:
+    """`hands.npz`: one row a hand and frame; readable with `allow_pickle=False`."""
+    about = {
+        "image_size": np.array(size, np.int64),
+        "joint_names": np.array(JOINTS),
+        "hand_model": np.array(hand_model),
+        "units": np.array("px of the upright frame, m in camera axes (x right, y down, z away), rad, s"),
+        "virtual_camera": np.array(virtual),
+    }
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **(table | about))  # type: ignore[arg-type]  # numpy's stub takes them for options
+
+
+def summarize(
+    path: Path,
+    found: Scan,
+    observed: list[Observations],
+    table: dict[str, np.ndarray],
+    predictor: HandPredictor,
+    problems: list[str],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """`summary.json`: people, shares of states, jitter before and after, time by stage."""
+    people = []
+    for (shot, person, source, rows, _), observations in zip(found.people, observed, strict=True):
+        own = table["person"] == person
+        states = table["state"][own] if own.any() else np.zeros(0)
+        people.append(
+            {
+                "id": person,
+                "shot": shot,
+                "source": source,
+                "first_time": float(found.times[rows[0]]),
+                "last_time": float(found.times[rows[-1]]),
+                "frames": len(rows),
+                "hands": int(own.sum()),
+                **{
+                    name: round(float((states == state).mean()), 4) if len(states) else 0.0
+                    for name, state in (("seen", SEEN), ("bridged", BRIDGED), ("rejected", REJECTED))
+                },
+                "not_finite": int((~np.isfinite(observations.joints_image).all((2, 3))).sum()),
+                "jitter": _jitters(table, own),
+            }
+        )
+    return {
+        "video": path.name,
+        "frames": len(found.times),
+        "seconds": float(found.times[-1]) if len(found.times) else 0.0,
+        "shots": int(found.shots[-1]) + 1 if len(found.shots) else 0,
+        "hand_model": predictor.hand_model_name,
+        "people": people,
+        "problems": problems,
+        "processing_seconds": {name: round(value, 3) for name, value in seconds.items()},
+    }
+
+
+def _jitters(table: dict[str, np.ndarray], own: np.ndarray) -> dict[str, float | None]:
+    """Mean over both hands, before and after smoothing."""
+    result: dict[str, float | None] = {}
+    for column, factor, unit in (("joints_cam", 1000.0, "mm"), ("joints_image", 1.0, "px")):
+        for name, suffix in (("before", "_raw"), ("after", "")):
+            values = []
+            for side in (0, 1):
+                rows = np.flatnonzero(own & (table["side"] == side))
+                if len(rows):
+                    points = table[column + suffix][rows]
+                    # Relative to the wrist in 3D: virtual depth jumps frame by frame and would hide the rest.
+                    points = points - points[:, :1] if column == "joints_cam" else points
+                    values.append(jitter(points, table["frame"][rows]) * factor)
+            finite = [value for value in values if np.isfinite(value)]
+            result[f"{name}_{unit}_per_frame2"] = round(float(np.mean(finite)), 4) if finite else None
+    return result
+
+
+def progress(reader: VideoReader, what: str, total: int | None = None) -> Iterator[Frame]:
+    """The frames of a video, with a progress bar on stderr."""
+    expected = total or reader.declared_frames or (int(reader.declared * reader.rate) if reader.declared else None)
+    yield from tqdm(
+        reader, desc=f"{reader.path.name}: {what}", total=expected, unit="frame", dynamic_ncols=True, leave=False
+    )

@@ -1,0 +1,208 @@
+"""Videos from file to files: people, ids, the table, smoothing, the overlay; with a small untrained network."""
+
+import json
+import sys
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from common.checkpoint import save_checkpoint
+from common.nets.mano import TwoHandMano
+from common.types import ManoParams
+from common.utils.camera import Camera, project
+from demo import demo
+from demo.predictor import HandPredictor
+from demo.run import run
+from demo.video import VideoReader
+from demo.video_hands import VideoOptions, process_video
+from main.build import build_model
+from main.config import config_to_dict
+from main.options import preset_config
+from tool.untrained import show_something
+
+SIZE = (120, 160)
+LEFT_BOX, RIGHT_BOX = [5.0, 5, 80, 115], [82.0, 5, 155, 115]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = preset_config("small")
+    torch.manual_seed(0)
+    model = build_model(config, None)
+    show_something(model)
+    path = tmp_path_factory.mktemp("network") / "small.pth"
+    save_checkpoint(path, model, epoch=0, config=config_to_dict(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictor(checkpoint: Path, mano_folder: Path) -> HandPredictor:
+    return HandPredictor.load(checkpoint, mano_folder, ["cpu"])
+
+
+def write_video(path: Path, frames: list[np.ndarray]) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.height, stream.width = SIZE
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "10"}
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def scene(seed: int, count: int) -> list[np.ndarray]:
+    """A background that moves and trembles a little."""
+    rng = np.random.default_rng(seed)
+    wide = cv2.GaussianBlur(rng.integers(0, 255, (SIZE[0] + 8, SIZE[1] + 60, 3), np.uint8), (0, 0), 5)
+    wide = cv2.normalize(wide, None, 0, 255, cv2.NORM_MINMAX)
+    places = [(int(rng.integers(0, 8)), index + int(rng.integers(0, 4))) for index in range(count)]
+    return [np.ascontiguousarray(wide[y : y + SIZE[0], x : x + SIZE[1]]) for y, x in places]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("clip") / "two.mp4", scene(0, 20))
+
+
+def two_people(images: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(np.array([LEFT_BOX, RIGHT_BOX]), np.array([0.9, 0.8])) for _ in images]
+
+
+def load(folder: Path) -> tuple[dict[str, np.ndarray], dict]:
+    with np.load(folder / "hands.npz", allow_pickle=False) as file:
+        return dict(file), json.loads((folder / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def result(clip: Path, predictor: HandPredictor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("result")
+    options = VideoOptions(detector=two_people, draw=("boxes", "skeleton", "mesh"))
+    assert process_video(clip, folder, predictor, options) == []
+    return folder
+
+
+def test_two_people_are_followed_to_the_end(result: Path) -> None:
+    table, summary = load(result)
+    assert [person["id"] for person in summary["people"]] == [1, 2] and summary["shots"] == 1
+    for person in (1, 2):
+        for side in (0, 1):
+            own = (table["person"] == person) & (table["side"] == side)
+            assert table["frame"][own].tolist() == list(range(20))
+    np.testing.assert_allclose(np.unique(table["time"]), np.arange(20) / 30, atol=1e-6)
+
+
+def test_mano_of_a_row_gives_its_joints(result: Path, mano: TwoHandMano) -> None:
+    """Also the wrist in the image: `project` with the row's camera is the overlay."""
+    table, _ = load(result)
+    params = [
+        torch.from_numpy(np.repeat(table[name][:, None], 2, 1)) for name in ("global_orient", "hand_pose", "betas")
+    ]
+    with torch.inference_mode():
+        _, joints = mano(ManoParams(*params))
+    for row, side in enumerate(table["side"]):
+        np.testing.assert_allclose(
+            joints[row, side].numpy() + table["transl"][row], table["joints_cam"][row], atol=1e-5
+        )
+        camera = Camera(table["focal"][row], table["princpt"][row], orthographic=True)
+        wrist = project(table["joints_cam"][row][:1], camera)
+        np.testing.assert_allclose(wrist[0], table["wrist_image"][row], atol=0.5)
+    assert (np.abs(table["princpt"] - (79.5, 59.5)) < 1e-4).all()
+
+
+def test_hands_are_steadier_and_shapes_constant(result: Path) -> None:
+    table, summary = load(result)
+    for person in summary["people"]:
+        jitter = person["jitter"]
+        assert jitter["after_mm_per_frame2"] < jitter["before_mm_per_frame2"] / 3
+        assert jitter["after_px_per_frame2"] < jitter["before_px_per_frame2"] / 3
+    own = (table["person"] == 1) & (table["side"] == 0)
+    assert np.ptp(table["betas"][own], axis=0).max() < 1e-6 < np.ptp(table["betas_raw"][own], axis=0).max()
+
+
+def test_the_overlay_keeps_frames_and_stamps(result: Path, clip: Path) -> None:
+    overlay, source = VideoReader(result / "overlay.mp4"), VideoReader(clip)
+    shown, original = list(overlay), list(source)
+    np.testing.assert_allclose([frame.time for frame in shown], [frame.time for frame in original], atol=1e-6)
+    assert np.abs(shown[5].image.astype(int) - original[5].image).max() > 50, "something is drawn"
+
+
+def test_without_smoothing_a_frame_is_the_demo_on_the_same_crop(
+    clip: Path, predictor: HandPredictor, tmp_path: Path
+) -> None:
+    """The published behaviour, frame by frame."""
+    process_video(clip, tmp_path, predictor, VideoOptions(smooth=0, batch_size=1))
+    table, _ = load(tmp_path)
+    frame = list(VideoReader(clip))[7]
+    hand = predictor(frame.image, box_xywh=(0, 0, SIZE[1], SIZE[0])).left
+    row = int(np.flatnonzero((table["frame"] == 7) & (table["side"] == 1))[0])
+    np.testing.assert_array_equal(table["joints_image"][row], hand.joints_image)
+    np.testing.assert_array_equal(table["hand_pose"][row], hand.hand_pose)
+    np.testing.assert_allclose(table["joints_cam"][row], hand.joints_cam, atol=1e-5)
+    np.testing.assert_allclose(table["focal"][row], hand.camera.focal, rtol=1e-6)
+
+
+def test_a_cut_ends_tracks_and_nobody_found_is_the_whole_frame(predictor: HandPredictor, tmp_path: Path) -> None:
+    dark = [np.full((*SIZE, 3), (200, 20, 10), np.uint8)] * 8
+    video = write_video(tmp_path / "cut.mp4", [*scene(0, 8), *dark])
+
+    def first_shot_only(images: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(np.zeros((0, 4)), np.zeros(0)) if image[..., 2].mean() < 40 else found
+                for image, found in zip(images, two_people(images), strict=True)]  # fmt: skip
+
+    process_video(video, tmp_path / "out", predictor, VideoOptions(detector=first_shot_only))
+    table, summary = load(tmp_path / "out")
+    assert [(p["id"], p["shot"], p["source"]) for p in summary["people"]] == [
+        (1, 0, "detector"), (2, 0, "detector"), (3, 1, "photo")]  # fmt: skip
+    assert table["frame"][table["person"] == 3].min() == 8
+
+
+def test_a_hand_that_is_not_finite_is_missing_in_that_frame(predictor: HandPredictor, clip: Path, tmp_path: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    observe, calls = predictor.observe, []
+
+    def broken(*arguments: object) -> list:
+        found = observe(*arguments)
+        calls.append(len(found))
+        if len(calls) == 2:
+            found[0].joints_image[0, 0] = np.nan
+        return found
+
+    monkeypatch.setattr(predictor, "observe", broken)
+    process_video(clip, tmp_path, predictor, VideoOptions())
+    table, summary = load(tmp_path)
+    assert summary["people"][0]["not_finite"] == 1 and (table["state"] == 1).sum() == 1
+    assert np.isfinite(table["joints_cam"]).all()
+
+
+def test_the_command_line(
+    clip: Path, checkpoint: Path, mano_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    """A good and a broken video: the good one is done, the broken one is named, exit code 2."""
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    argv = [
+        "demo.py",
+        "--gpu",
+        "cpu",
+        "--input",
+        str(bad),
+        str(clip),
+        "--output",
+        str(tmp_path / "out"),
+        "--people",
+        "one",
+    ]
+    argv += ["--checkpoint", str(checkpoint), "--mano", str(mano_folder)]
+    monkeypatch.setattr(sys, "argv", argv)
+    args = demo.parse_args()
+    with pytest.raises(Exception, match="1 of 2 videos could not be done whole"):
+        run(args, demo.name_outputs(demo.find_images(args.input)))
+    assert "bad.mp4: cannot read" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "out" / "two").iterdir()) == [
+        "hands.npz", "overlay.mp4", "summary.json"]  # fmt: skip
