@@ -128,6 +128,7 @@ def train_batch_norm(folder: Path, process: ProcessInfo) -> None:
     for batch in batches_of(process.rank):
         network(batch).square().sum().backward()
     torch.save(model.state_dict(), folder / f"{process.rank}.pth")
+    barrier(process)
 
 
 def batches_of(rank: int) -> torch.Tensor:
