@@ -244,7 +244,7 @@ def test_parity_compares_what_is_recorded(monkeypatch, golden, mano_folder, tmp_
 
     with pytest.raises(UserError, match="`forward` needs forward_test.npz in"):
         run(golden / "loss", "--what", "forward")
-    with pytest.raises(UserError, match="`loss` needs --snapshot"):
+    with pytest.raises(UserError, match="`loss` needs --checkpoint"):
         run(golden / "loss")
     with pytest.raises(UserError, match="no recorded results, none of forward_test.npz, loss.json, datasets/"):
         run(mano_folder)

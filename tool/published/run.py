@@ -1,12 +1,12 @@
 """Compare this system with recorded results of the published one.
 
-    python tool/parity.py --golden DIR --mano DIR --snapshot FILE --inputs FILE.npz --output DIR
+    python tool/parity.py --golden DIR --mano DIR --checkpoint FILE --inputs FILE.npz --output DIR
 
 DIR of --golden holds the recorded results, --what names the parts to compare:
 
-    forward   forward_test.npz, and forward_mid.npz and tolerance.json if they exist. Needs --snapshot, in the
+    forward   forward_test.npz, and forward_mid.npz and tolerance.json if they exist. Needs --checkpoint, in the
               published layout, and --inputs, one array `images` (N, 3, H, W), float32 in [0, 1]
-    loss      loss.json and loss_batch.npz, and loss_detail.npz and tolerance.json if they exist. Needs --snapshot
+    loss      loss.json and loss_batch.npz, and loss_detail.npz and tolerance.json if they exist. Needs --checkpoint
     datasets  datasets/index.json and datasets/{set}.npz, of the datasets in data/. Needs neither:
               python tool/parity.py --what datasets --golden DIR --mano DIR --output DIR
     metrics   datasets/metrics.json of the predictions in datasets/{set}_pred.npz, of the datasets in data/. Likewise
@@ -39,8 +39,8 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "forward": Part(forward.run, ("forward_test.npz",), ("snapshot", "inputs")),
-    "loss": Part(loss.run, ("loss.json", "loss_batch.npz"), ("snapshot",)),
+    "forward": Part(forward.run, ("forward_test.npz",), ("checkpoint", "inputs")),
+    "loss": Part(loss.run, ("loss.json", "loss_batch.npz"), ("checkpoint",)),
     "datasets": Part(datasets.run, ("datasets/index.json", "data")),
     "metrics": Part(metrics.run, ("datasets/metrics.json", "datasets/index.json", "data")),
 }
