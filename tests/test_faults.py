@@ -278,7 +278,7 @@ def test_annotations_from_any_time(tmp_path, when, capsys):
     source.write_text("1")
     os.utime(source, (when, when))
     assert read() == 1 and read() == 1
-    assert capsys.readouterr().out.count("reading the annotations") == 1
+    assert capsys.readouterr().out.count("building it once") == 1
     source.write_text("2")  # as long as before, and dated before it
     os.utime(source, (when - 1000, when - 1000))
     assert read() == 2

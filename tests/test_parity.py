@@ -101,7 +101,7 @@ def test_gpus_keep_cudnn_and_full_float32(monkeypatch, golden, tmp_path):
     assert parity.main() == 0 and seen == [(True, False)]
 
 
-def test_snapshot_may_be_called_checkpoint(monkeypatch):
-    arguments = ["--golden", "a", "--mano", "b", "--out", "c", "--checkpoint", "d.pth"]
+def test_checkpoint_may_be_called_snapshot(monkeypatch):
+    arguments = ["--golden", "a", "--mano", "b", "--out", "c", "--snapshot", "d.pth"]
     monkeypatch.setattr(sys, "argv", ["parity.py", *arguments])
-    assert parity.parse_args().snapshot == Path("d.pth")
+    assert parity.parse_args().checkpoint == Path("d.pth")
