@@ -189,8 +189,8 @@ import json, os, runpy, sys
 codes = []
 for folder, script, arguments in json.loads(sys.argv[1]):
     os.chdir(folder)
-    sys.argv[1:], sys.path[0] = arguments, os.path.dirname(script)
-    sys.modules.pop("_checkout", None)  # it puts the project on the path for each script
+    sys.argv[1:] = arguments
+    sys.path.insert(0, os.path.dirname(script))  # beside those that earlier scripts have added
     try:
         runpy.run_path(script, run_name="__main__")
         codes.append(0)

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def test_mistakes_are_one_line(monkeypatch, arguments, tmp_path):
 def test_results_that_are_not_finite_are_a_message(monkeypatch, arguments, tmp_path):
     """JSON has no infinity: the metric is named, and no file is written."""
     mean = metrics._mean
-    monkeypatch.setattr(metrics, "_mean", lambda *given: mean(*given)._replace(value=float("inf")))
+    monkeypatch.setattr(metrics, "_mean", lambda *given: replace(mean(*given), value=float("inf")))
     with pytest.raises(UserError, match="MRRPE.* is not finite"):
         run(monkeypatch, arguments)
     assert not list((tmp_path / "result").iterdir())
