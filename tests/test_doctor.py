@@ -13,7 +13,7 @@ import pytest
 from common.options import ROOT
 from common.utils.files import write_json
 from data import layouts
-from tool import doctor
+from tool.checks import doctor
 from tool.checks.datasets import Options, Report, check_split
 
 OPTIONS = Options(sample=50, full=False)

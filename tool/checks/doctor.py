@@ -1,0 +1,198 @@
+"""Look at the hand model, the checkpoint and the datasets: what is there, what is missing, what is wrong, what to do.
+
+    python tool/doctor.py
+    python tool/doctor.py --sets InterHand26M,HIC --sample 1000
+    python tool/doctor.py --data /big/data --full --json report.json
+
+Verdicts: complete; usable (works, with a remark); incomplete (something is missing or wrong, training or testing would
+stop there); missing (nothing is there). Each dataset is opened as training and testing open it, which builds its
+annotation cache. A sample of the images is read, the same one every time. All other files are looked for, and the
+images too unless they are very many; --full looks for every image, and compares the cache with its checksums.
+
+Exit code: 0 all that was found is usable; 1 something is wrong, or missing in a set which is partly there or was named,
+or there is nothing at all; 2 the command itself is wrong.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from common.errors import UserError
+from common.nets.mano_files import WHERE_TO_GET, read_hand_models
+from common.options import MANO_FOLDER, ROOT, Parser, count
+from common.utils.files import write_json
+from common.utils.images import quiet_opencv
+from data import layouts
+from main.build import load_model
+from tool.checks.datasets import Options, Report, check_magnitude, check_split, name_some, span
+
+SNAPSHOT_FROM = (
+    "get the published snapshot_6.pth (linked in the README of https://github.com/facebookresearch/InterWild) into "
+    "demo, or try with an untrained one: python tool/make_checkpoint.py"
+)
+
+
+# ---- the command ----
+
+
+def main() -> int:
+    args = parse_args()
+    sets = list(layouts.DATASETS) if args.sets is None else [name.strip() for name in args.sets.split(",")]
+    unknown = [name for name in sets if name not in layouts.DATASETS]
+    if unknown:
+        raise UserError(f"--sets {','.join(unknown)}: choose from {', '.join(layouts.DATASETS)}")
+    if not args.data.is_dir():
+        raise UserError(f"--data {args.data}: there is no such folder")
+    quiet_opencv()
+    options = Options(args.sample, args.full)
+    reports = [check_mano(args.mano or MANO_FOLDER)]
+    reports += check_checkpoints(args.checkpoint or ROOT / "demo" / "snapshot_6.pth")
+    reports += [
+        check_split(args.data, name, split, options) for name in sets for split in layouts.DATASETS[name].splits
+    ]
+    asked = set(sets if args.sets else ()) | ({"MANO"} if args.mano else set())
+    asked |= {"checkpoint"} if args.checkpoint else set()
+    code = exit_code(reports, asked)
+    print_reports(reports, args.data)
+    if args.json:
+        items = [{**asdict(report), "verdict": report.verdict} for report in reports]
+        write_json(args.json, {"exit_code": code, "data": str(args.data), "reports": items})
+    return code
+
+
+def exit_code(reports: Sequence[Report], asked: Collection[str]) -> int:
+    """See the head of this file. `asked`: what the user named."""
+    partly_there = {report.name for report in reports if report.found}
+    if not partly_there:
+        return 1
+    expected = partly_there | set(asked)
+    return int(any(report.verdict in ("incomplete", "missing") for report in reports if report.name in expected))
+
+
+def print_reports(reports: Sequence[Report], data: Path) -> None:
+    if not any(report.found for report in reports):
+        print(OVERVIEW.format(data=data, **{name: info.how_to_get for name, info in layouts.DATASETS.items()}))
+        return
+    print(f"data: {data}\n")
+    for report in merged(reports):
+        print(
+            f"{(report.name + ' ' + report.split).strip():20} {report.verdict:10}  {'; '.join(report.facts)}".rstrip()
+        )
+        for mark, texts in (("WRONG", report.problems), ("note ", report.remarks)):
+            for text in texts:
+                print(f"    {mark}  {text}")
+        if report.advice and report.verdict != "complete":
+            print(f"    to do  {report.advice}")
+    counts = Counter(report.verdict for report in reports)
+    print("\n" + ", ".join(f"{counts[name]} {name}" for name in ("complete", "usable", "incomplete", "missing")))
+    print(f"works now: {', '.join(what_works(reports)) or 'nothing yet'}")
+
+
+def merged(reports: Sequence[Report]) -> list[Report]:
+    """One report for a dataset of which nothing is there, instead of one for each split."""
+    found = {report.name for report in reports if report.found}
+    lines: list[Report] = []
+    for report in reports:
+        if report.name in found or report.name not in layouts.DATASETS:
+            lines.append(report)
+        elif not any(line.name == report.name for line in lines):
+            lines.append(Report(report.name, advice=layouts.DATASETS[report.name].how_to_get))
+    return lines
+
+
+def what_works(reports: Sequence[Report]) -> list[str]:
+    """What the project's commands can do with what is usable."""
+    usable = {(report.name, report.split) for report in reports if report.verdict in ("complete", "usable")}
+    if ("MANO", "") not in usable:
+        return []
+    has_checkpoint = any(name == "checkpoint" for name, _ in usable)
+    works = ["demo"] if has_checkpoint else []
+    for word, splits, possible in (("train on", ("train",), True), ("test on", ("test", "val"), has_checkpoint)):
+        names = [report.name for report in reports if (report.name, report.split) in usable and report.split in splits]
+        works += [f"{word} {', '.join(names)}"] if names and possible else []
+    return works
+
+
+OVERVIEW = """Nothing is here yet.
+
+To try everything without a download, with a generated hand and made-up images:
+    python tool/make_standin_hand.py && python tool/make_checkpoint.py && python tool/make_toy_data.py
+
+For the real thing, in this order:
+
+ 1. The MANO hand model, needed by everything. 'Models & Code' from https://mano.is.tue.mpg.de (free, after
+    registration): MANO_RIGHT.pkl and MANO_LEFT.pkl into common/utils/human_model_files/mano.
+ 2. A trained network, for the demo and for testing: snapshot_6.pth into demo (linked in the README of
+    https://github.com/facebookresearch/InterWild). With these two the demo runs.
+ 3. Datasets, for testing and training, into {data}. The quickest to get comes first:
+    HIC (test): {HIC}
+    MSCOCO (train, val): {MSCOCO}
+    InterHand26M (train, test): {InterHand26M}
+    ReInterHand (train, test): {ReInterHand}
+
+Run this again at any time: it says what is still missing, and what is wrong."""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = Parser(__doc__)
+    parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the datasets (default: data)")
+    parser.add_argument("--mano", type=Path, help="folder of the MANO files")
+    parser.add_argument("--checkpoint", type=Path, help="checkpoint (default: demo/snapshot_6.pth)")
+    parser.add_argument("--sets", help=f"comma-separated: {', '.join(layouts.DATASETS)} (default: all)")
+    parser.add_argument("--sample", type=count, default=200, help="images per split to read (default: %(default)s)")
+    parser.add_argument("--full", action="store_true", help="look for every image, not for a sample")
+    parser.add_argument("--json", type=Path, help="also write the report to this file")
+    return parser.parse_args()
+
+
+# ---- hand model and checkpoint ----
+
+
+def check_mano(folder: Path) -> Report:
+    report = Report("MANO")
+    places = (folder, folder / "mano")
+    report.found = any((place / f"MANO_{side}.pkl").exists() for place in places for side in ("RIGHT", "LEFT"))
+    if not report.found:
+        report.advice = WHERE_TO_GET
+        return report
+    try:
+        right, left = read_hand_models(folder)
+    except UserError as error:
+        report.problem(str(error).removesuffix(". " + WHERE_TO_GET), WHERE_TO_GET)
+        return report
+    for side, hand in (("right", right), ("left", left)):
+        check_magnitude(report, f"v_template of the {side} hand", [span(hand.v_template)], 0.05, 0.5)
+    report.facts.append(f"{folder}: both hands")
+    if right.name != "MANO":
+        report.remarks.append(f"{right.name}: to try things; results need the files of https://mano.is.tue.mpg.de")
+    return report
+
+
+def check_checkpoints(path: Path) -> list[Report]:
+    """The demo's checkpoint, and the latest of an own training if there is one."""
+    dumps = sorted((ROOT / "output" / "model_dump").glob("snapshot_*.pth"), key=lambda dump: dump.stat().st_mtime)
+    reports = [check_checkpoint(path, "")]
+    return reports + [check_checkpoint(dumps[-1], "of your training")] if dumps else reports
+
+
+def check_checkpoint(path: Path, which: str) -> Report:
+    report = Report("checkpoint", which, found=path.exists(), advice=SNAPSHOT_FROM)
+    if not report.found:
+        return report
+    with tqdm(desc=f"reading {path.name}", total=1, leave=False, disable=None):
+        try:
+            loaded = load_model(path, mano=None)
+        except UserError as error:
+            report.problem(str(error))
+            return report
+        network = loaded.model.state_dict()
+        broken = [name for name, value in network.items() if not value.isfinite().all()]
+    if broken:
+        report.problem(f"{path}: {name_some(broken)} holds NaN or infinite numbers")
+    numbers = sum(value.numel() for value in network.values())
+    report.facts.append(f"{path}: epoch {loaded.epoch}, {numbers / 1e6:.1f} M numbers, fits the network")
+    return report
