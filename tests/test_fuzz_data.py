@@ -17,7 +17,7 @@ from tests.faults.fault_campaign import CASES, break_file, check_line, files_of,
 
 @pytest.fixture(scope="module")
 def copy(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
-    """The recorded datasets, to be broken and mended."""
+    """The recorded datasets, to be broken and restored."""
     folder = tmp_path_factory.mktemp("fuzzed") / "data"
     shutil.copytree(recorded / "data", folder)
     return folder

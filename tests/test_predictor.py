@@ -143,9 +143,9 @@ def test_a_pair_stays_a_pair_before_a_real_camera(predictor, image):
 
 def test_which_hands_are_left_out(predictor, image, photo):
     limit = float(photo.confidences.mean())
-    surer = "right" if photo.confidences[0] > photo.confidences[1] else "left"
+    more_confident = "right" if photo.confidences[0] > photo.confidences[1] else "left"
     kept = predictor(image, min_confidence=limit)
-    assert [hand.side for hand in kept.hands] == [surer] and "is below" in next(iter(kept.dropped.values()))
+    assert [hand.side for hand in kept.hands] == [more_confident] and "is below" in next(iter(kept.dropped.values()))
     assert predictor(image, min_confidence=1.0).hands == []
     with pytest.raises(ValueError, match="must be one of"):
         predictor(image, hand="third")
