@@ -380,9 +380,10 @@ def complete_truth(batch: EvalSample, mano: TwoHandMano) -> GroundTruth:
     """
     sample, truth = batch
     from_file = truth.vertices_valid.bool()
-    wrists = mano.regress_wrist(truth.vertices_cam)
-    between = wrists[:, LEFT] - wrists[:, RIGHT]
-    truth = truth._replace(rel_transl=torch.where(from_file.any(1, keepdim=True), between, truth.rel_transl))
+    if from_file.any():
+        wrists = mano.regress_wrist(truth.vertices_cam)
+        between = wrists[:, LEFT] - wrists[:, RIGHT]
+        truth = truth._replace(rel_transl=torch.where(from_file.any(1, keepdim=True), between, truth.rel_transl))
     if not sample.mano_valid.any():  # MSCOCO scores no mesh, HIC has its meshes from files
         return truth
     hands = pose_hands(sample, mano)

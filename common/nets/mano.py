@@ -104,9 +104,9 @@ class TwoHandMano(nn.Module):
         # Each vertex has its own transform, a weighted mean of those of the joints.
         rows = transforms[:, :, :3].unflatten(0, (batch, 2)).permute(1, 0, 3, 4, 2)  # (2, N, 3, 4, 16)
         skinning = (rows.flatten(1, 3) @ self.weights).unflatten(1, (batch, 3, 4))
-        vertices = skinning[:, :, :, 3]
+        vertices = skinning[:, :, :, 3].clone()
         for axis in range(3):
-            vertices = torch.addcmul(vertices, skinning[:, :, :, axis], posed[:, :, None, axis])
+            vertices.addcmul_(skinning[:, :, :, axis], posed[:, :, None, axis])
         vertices = vertices.transpose(-1, -2)  # (2, N, V, 3)
         joints = self.regress_joints(vertices)
         return vertices.transpose(0, 1).contiguous(), joints.transpose(0, 1).contiguous()
