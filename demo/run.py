@@ -59,22 +59,18 @@ def run(args: argparse.Namespace, names: Mapping[Path, str]) -> None:
     writer = ResultWriter(
         args.output, predictor.faces, predictor.hand_model_name, args.mesh_formats, args.html, args.renderer
     )
-    bad_videos = process_videos(videos, predictor, args)
-    if not names:
-        if bad_videos:
-            raise UserError(f"{len(bad_videos)} of {len(videos)} videos could not be done whole; see the errors above")
-        return
-    failed = process(names, predictor, writer, args)
+    failed = process(names, predictor, writer, args) if names else set()
     done = {file: name for file, name in names.items() if file not in failed}
-    if args.sheet:
+    if args.sheet and done:
         write_image(args.output / "sheet.jpg", draw_result_sheet(args.output, done), quality=90)
-    print(f"{len(done)} of {len(names)} photos done; boxes, meshes, params, renders and results are in {args.output}")
-    if failed or bad_videos:
-        raise UserError(
-            f"{len(failed)} of {len(names)} photos"
-            + (f" and {len(bad_videos)} of {len(videos)} videos" if videos else "")
-            + " could not be done; see the errors above"
-        )
+    if names:
+        where = f"boxes, meshes, params, renders and results are in {args.output}"
+        print(f"{len(done)} of {len(names)} photos done; {where}")
+    bad_videos = process_videos(videos, predictor, args)
+    counts = ((failed, names, "photos"), (bad_videos, videos, "videos"))
+    problems = [f"{len(bad)} of {len(every)} {what}" for bad, every, what in counts if bad]
+    if problems:
+        raise UserError(f"{' and '.join(problems)} could not be done; see the errors above")
 
 
 def process_videos(videos: Mapping[Path, str], predictor: HandPredictor, args: argparse.Namespace) -> set[Path]:
@@ -83,25 +79,30 @@ def process_videos(videos: Mapping[Path, str], predictor: HandPredictor, args: a
     if not videos:
         return bad
     try:
-        from demo.video_hands import VideoOptions, process_video  # PyAV is needed for videos alone
+        from demo.video import VideoReader  # PyAV is needed for videos alone
+        from demo.video_hands import VideoOptions, process_video
     except ModuleNotFoundError as error:
         raise UserError(f"videos need the package {error.name}: pip install av") from None
+    detector = None
     with StopSignal() as stop:
-        options = VideoOptions(
-            detector=load_detector(args.detector, predictor.device) if args.people == "auto" else None,
-            detect_every=args.detect_every,
-            min_person=args.min_person,
-            max_people=args.max_people,
-            smooth=args.smooth,
-            hand=args.hand,
-            min_confidence=args.min_confidence,
-            batch_size=args.batch_size,
-            intrinsics=lambda size: real_camera(args.focal, args.princpt, size),
-            draw=tuple(args.draw),
-            stop=lambda: stop.asked,
-        )
         for file, name in videos.items():
             try:
+                VideoReader(file)  # before the detector's weights are downloaded
+                if args.people == "auto" and detector is None:
+                    detector = load_detector(args.detector, predictor.device)
+                options = VideoOptions(
+                    detector=detector,
+                    detect_every=args.detect_every,
+                    min_person=args.min_person,
+                    max_people=args.max_people,
+                    smooth=args.smooth,
+                    hand=args.hand,
+                    min_confidence=args.min_confidence,
+                    batch_size=args.batch_size,
+                    intrinsics=lambda size: real_camera(args.focal, args.princpt, size),
+                    draw=tuple(args.draw),
+                    stop=lambda: stop.asked,
+                )
                 problems = process_video(file, args.output / name, predictor, options)
             except UserError as error:
                 problems = [str(error)]

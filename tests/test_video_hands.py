@@ -201,7 +201,7 @@ def test_the_command_line(
     argv += ["--checkpoint", str(checkpoint), "--mano", str(mano_folder)]
     monkeypatch.setattr(sys, "argv", argv)
     args = demo.parse_args()
-    with pytest.raises(Exception, match="1 of 2 videos could not be done whole"):
+    with pytest.raises(Exception, match="1 of 2 videos could not be done"):
         run(args, demo.name_outputs(demo.find_images(args.input)))
     assert "bad.mp4: cannot read" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "out" / "two").iterdir()) == [
