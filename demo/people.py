@@ -88,7 +88,7 @@ class TorchvisionDetector:
         self.device = device
         # torchvision's own loading would unpickle without weights_only.
         self.network: nn.Module = build(weights=None, weights_backbone=None, box_score_thresh=LOWEST_SCORE)
-        state = fetch_weights(weights.url, f"the {name} person detector", "use --people one or --boxes FILE")
+        state = fetch_weights(weights.url, f"the {name} person detector", "use --people one")
         own = self.network.state_dict()
         # Files with frozen batch norm do not count batches.
         missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]

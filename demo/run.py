@@ -56,10 +56,12 @@ def run(args: argparse.Namespace, names: Mapping[Path, str]) -> None:
     predictor = HandPredictor.load(args.checkpoint, args.mano, devices)
     found = f"photos: {len(names)}" + (f", videos: {len(videos)}" if videos else "")
     print(f"{found}; on {', '.join(map(str, devices))}; hand model: {predictor.hand_model_name}")
-    writer = ResultWriter(
-        args.output, predictor.faces, predictor.hand_model_name, args.mesh_formats, args.html, args.renderer
-    )
-    failed = process(names, predictor, writer, args) if names else set()
+    failed: set[Path] = set()
+    if names:
+        writer = ResultWriter(
+            args.output, predictor.faces, predictor.hand_model_name, args.mesh_formats, args.html, args.renderer
+        )
+        failed = process(names, predictor, writer, args)
     done = {file: name for file, name in names.items() if file not in failed}
     if args.sheet and done:
         write_image(args.output / "sheet.jpg", draw_result_sheet(args.output, done), quality=90)
