@@ -475,7 +475,7 @@ def test_the_data_set_of_the_page_is_tested(gloves, tmp_path, mano: TwoHandMano)
 
 
 def test_the_data_set_of_the_page_names_what_is_wrong(gloves, tmp_path):
-    """A broken annotation comes up when it is read; a missing file says where it is to be had."""
+    """A broken annotation is reported when it is read; a missing file is named, with the place to get it."""
     file = tmp_path / "sets" / "GloveBox" / "annotations_train.json"
     content = json.loads(file.read_text())
     content[1]["right"]["joints"][3] = [1, 2]

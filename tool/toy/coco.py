@@ -30,8 +30,6 @@ CATEGORY = {"supercategory": "person", "id": 1, "name": "person", "keypoints": B
 # Keypoints from the chest, in metres, on the left (in the image on the right, as the person faces the camera).
 BODY_PARTS = {"eye": (0.033, -0.215), "ear": (0.075, -0.2), "shoulder": (0.18, -0.02), "hip": (0.14, 0.48)}
 
-OUTSIDE_OF_SHOULDER = {"right": -0.07, "left": 0.07}  # m, how far an arm reaches beyond
-
 
 class _Scene(NamedTuple):
     """A person in front of the camera."""
