@@ -85,8 +85,8 @@ def open_training(
 
 
 def build_model(config: Config, mano: TwoHandMano | None) -> InterWild:
-    """The network of `config`, heads initialised as published, backbones as torchvision initialises them."""
-    return InterWild(
+    """The network of `config`, its heads initialised, backbones as torchvision initialises them."""
+    model = InterWild(
         mano=mano,
         frames=config.frames,
         body_backbone=config.body_backbone,
@@ -95,6 +95,9 @@ def build_model(config: Config, mano: TwoHandMano | None) -> InterWild:
         box_channels=config.box_channels,
         hand_box_extension=config.hand_box_extension,
     )
+    if config.rotation_init == "identity":
+        model.hand_rotation_net.init_identity()
+    return model
 
 
 def init_backbones(model: InterWild, init: str) -> None:

@@ -22,6 +22,10 @@ class Config(Struct, frozen=True):
     hand_backbone: Annotated[Backbone, Meta(description="backbone of the hand networks")] = "resnet50"
     trans_backbone: Annotated[Backbone, Meta(description="backbone of the translation network")] = "resnet18"
     box_channels: Annotated[int, Meta(ge=1, le=1024, description="width of the box detector's head")] = 256
+    rotation_init: Annotated[
+        Literal["published", "identity"],
+        Meta(description="bias of the rotation heads before training: 0, or the rest pose; see docs/reproducing.md"),
+    ] = "published"
     frames: Annotated[Frames, Meta(description="sizes of the frames, see common/utils/frames.py")] = Frames()
     hand_box_extension: Annotated[Positive, Meta(description="enlarges the predicted hand box before the crop")] = 2.0
     wild_box_extension: Annotated[Positive, Meta(description="enlarges the person's box in MSCOCO and the demo")] = 1.25
@@ -76,6 +80,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hand_backbone": "resnet10_half",
         "trans_backbone": "resnet10_half",
         "box_channels": 64,
+        "rotation_init": "identity",
         "frames": {
             "crop": [256, 192],
             "body": [128, 96],

@@ -66,8 +66,7 @@ def show_something(model: InterWild) -> None:
                     layer.weight.normal_(std=factor * layer.weight[0].numel() ** -0.5)
         for size in (boxes.rhand_size, boxes.lhand_size):
             size[2].bias.fill_(14)
-        for out in (rotations.root_pose_out[0], rotations.pose_out[0]):
-            out.bias.copy_(torch.tensor([1.0, 0, 0, 0, 1, 0]).repeat(len(out.bias) // 6))
+        rotations.init_identity()
 
 
 def parse_args() -> argparse.Namespace:

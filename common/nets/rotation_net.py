@@ -22,6 +22,17 @@ class RotationNet(nn.Module):
         self.cam_out = nn.Sequential(nn.Linear(in_channels, 3))
         init_head(self)
 
+    @torch.no_grad()
+    def init_identity(self) -> None:
+        """Set the biases of the rotation heads to the identity in 6D, so that each joint starts near the rest pose.
+
+        The published biases are 0: a joint then starts at a random rotation, and the L1 loss can keep it half a turn
+        away from its target (docs/reproducing.md).
+        """
+        for head in (self.root_pose_out, self.pose_out):
+            bias = head.get_parameter("0.bias")
+            bias.copy_(bias.new_tensor([1.0, 0, 0, 0, 1, 0]).repeat(len(bias) // 6))
+
     def forward(self, hand_features: Tensor, joints_hand_hm: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(M, C, H, W), detached joints (M, J, 3) -> global_orient (M, 3), hand_pose (M, 15, 3) axis-angle,
         betas (M, 10), root_transl (M, 3) m in the virtual camera."""
