@@ -15,6 +15,7 @@ from common.errors import error_context
 from common.utils.files import atomic_write, make_folder
 
 TENSORBOARD_EVERY = 10  # steps
+TURNED = 120.0  # degrees; no joint of a hand bends that far
 
 
 class TrainLog:
@@ -98,6 +99,20 @@ class TrainLog:
         if self._board:
             with _writing("the TensorBoard log"):
                 self._board.add_image("train/predictions", image_rgb, self._number(at), dataformats="HWC")
+
+    def joint_angles(self, at: tuple[int, int], degrees: dict[str, float]) -> None:
+        """Show each joint's mean predicted angle over an epoch, and name those beyond `TURNED`."""
+        if self._board:
+            with _writing("the TensorBoard log"):
+                for name, angle in degrees.items():
+                    self._board.add_scalar(f"joint_angle/{name}", angle, self._number(at))
+        turned = {name: angle for name, angle in degrees.items() if angle > TURNED}
+        if turned:
+            names = ", ".join(f"{name} ({angle:.0f})" for name, angle in turned.items())
+            self.say(
+                f"warning: joints turned by more than {TURNED:.0f} degrees on average in epoch {at[0]}: {names}; they "
+                'will not recover: see "Fingers turned by half a turn" in docs/reproducing.md'
+            )
 
     def close(self) -> None:
         """Write what is still in memory."""

@@ -73,6 +73,7 @@ from common.targets import build_images, build_targets
 from common.types import Prediction, Sample, Targets, take
 from common.utils.files import make_folder, write_image
 from common.utils.images import quiet_opencv
+from common.utils.joints import MANO_JOINTS
 from data.dataset import MixedSampler, check_machine, init_worker, loader_workers, to_device, unwrap_worker_errors
 from main.build import build_model, init_backbones, open_training
 from main.config import Config
@@ -137,6 +138,7 @@ def train(args: argparse.Namespace, process: ProcessInfo) -> int:
             sampler.set_epoch(*progress)
             if log:
                 log.start_epoch(progress)
+            angles = torch.zeros(2, len(MANO_JOINTS) - 1, device=process.device)  # sums over hands, and how many hands
             for sample, waited in timed_batches(loader, process.device):
                 at = progress
                 is_drawn = log is not None and args.visualize_every > 0 and at.step % args.visualize_every == 0
@@ -144,10 +146,14 @@ def train(args: argparse.Namespace, process: ProcessInfo) -> int:
                 values = reduce_and_check(result, criterion, process, stop, at, config.amp)
                 if log:
                     log.step(at, {"lr": lr, **values}, waited)
+                    angles += sum_joint_angles(result)
                     if result.images is not None:
                         log.image(at, write_sheet(result, state.model.mano_layer.faces, config, args.output, at))
 
                 progress = at.next(sampler.steps_per_epoch)
+                if log and progress.step == 0:
+                    degrees = (angles[0] / angles[1].clamp(min=1)).rad2deg().tolist()
+                    log.joint_angles(at, dict(zip(MANO_JOINTS[1:], degrees, strict=True)))
                 if progress.step % args.save_every == 0 or stop.asked_of_all:  # step 0 is the end of an epoch
                     if process.is_main:
                         save_progress(args.output / "model_dump", progress, state, config, data_order(sampler))
@@ -381,6 +387,15 @@ def train_step(
     state.scaler.step(state.optimizer)
     state.scaler.update()
     return result
+
+
+@torch.no_grad()
+def sum_joint_angles(result: StepResult) -> Tensor:
+    """Of the hands with a MANO fit in this process: the sum of each joint's predicted angle (rad), and their number.
+    (2, 15)."""
+    angles = torch.cat([prediction.mano.hand_pose.float().norm(dim=-1) for prediction in result.predictions])
+    valid = torch.cat([targets.mano_valid for targets in result.targets])[..., None].expand_as(angles)
+    return torch.stack((angles * valid, valid)).flatten(1, 2).sum(1)
 
 
 def reduce_and_check(
