@@ -95,6 +95,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--princpt", type=finite, nargs=2, metavar=("CX", "CY"), help="real principal point, px (default: the center)"
     )
+    parser.add_argument(
+        "--ignore_exif", action="store_true", help="leave photos as they are stored, not turned upright by EXIF"
+    )
     parser.add_argument("--html", action="store_true", help="also write a page with the 3D result")
     parser.add_argument("--sheet", action="store_true", help="also put all photos and results on one contact sheet")
     parser.add_argument(

@@ -26,7 +26,7 @@ from common.utils.affine import image_to_crop, invert_affine_np
 from common.utils.boxes import body_box, iou
 from common.utils.camera import Camera, place_before_camera
 from common.utils.heatmaps import bin_to_depth
-from common.utils.images import load_image, warp_image
+from common.utils.images import load_photo, warp_image
 from common.utils.joints import WRIST
 from demo.motion import Observations
 from main.build import load_model, prepare_inference
@@ -41,7 +41,7 @@ Arrays = Any  # a named tuple of tensors, such as `Prediction`, with NumPy array
 
 @dataclass(frozen=True)
 class Hand:
-    """One hand in one photo. Arrays are float32; pixels are those of the photo as stored in its file.
+    """One hand in one photo. Arrays are float32; pixels are those of the upright photo.
 
     Attributes:
         side: "right" or "left", the person's.
@@ -218,9 +218,14 @@ class HandPredictor:
         intrinsics: Camera | None = None,
         hand: str = "both",
         min_confidence: float = 0.0,
+        ignore_exif: bool = False,
     ) -> PhotoHands:
-        """One photo, as a path or (H, W, 3) uint8 RGB. The other arguments are those of `prepare` and `predict`."""
-        array = image if isinstance(image, np.ndarray) else load_image(Path(image))
+        """One photo, as a path or (H, W, 3) uint8 RGB.
+
+        A file is turned upright by its EXIF orientation first, unless `ignore_exif`. The other arguments are those of
+        `prepare` and `predict`.
+        """
+        array = image if isinstance(image, np.ndarray) else load_photo(Path(image), ignore_exif)[0]
         return self.predict([self.prepare(array, box_xywh, intrinsics)], hand, min_confidence)[0]
 
     @torch.inference_mode()

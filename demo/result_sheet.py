@@ -9,7 +9,7 @@ import numpy as np
 
 from common.drawing.sheets import PAPER, contact_sheet
 from common.types import SIDES
-from common.utils.images import load_image
+from common.utils.images import load_image, turn_upright
 
 TILE = 288  # px, side of an image on the sheet
 MAX_PHOTOS = 40  # on a sheet
@@ -38,7 +38,7 @@ def draw_result_sheet(folder: Path, photos: Mapping[Path, str]) -> np.ndarray:
             continue
         content = json.loads(result.read_bytes())
         shown = [side for side in SIDES if "dropped" not in content["hands"][side]]
-        photo = load_image(path)
+        photo = turn_upright(load_image(path), content.get("exif_orientation", 1))
         close_up = square_around([content["hands"][side]["box_image"] for side in shown or SIDES], photo.shape[:2])
         strip = [cut(photo, whole(photo.shape[:2]))]
         strip += [cut(load_image(folder / "renders" / f"{name}_{kind}.jpg"), close_up) for kind in KINDS]

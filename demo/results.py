@@ -21,6 +21,7 @@ from common.errors import UserError
 from common.types import SIDES
 from common.utils.camera import Camera, project
 from common.utils.files import atomic_write, make_folder, write_image, write_json
+from common.utils.images import TURNS
 from common.utils.joints import JOINTS
 from demo.predictor import Hand, PhotoHands
 from demo.side_view import draw_side_view
@@ -84,13 +85,14 @@ class ResultWriter:
                             "choose a shorter name")  # fmt: skip
         self._path("results", name, ".json").unlink(missing_ok=True)
 
-    def write(self, name: str, image: np.ndarray, photo: PhotoHands | Exception) -> None:
+    def write(self, name: str, image: np.ndarray, photo: PhotoHands | Exception, orientation: int = 1) -> None:
         """Write all files of one photo. Nothing is written if its results are not finite or cannot be drawn.
 
         Args:
             name: the files' name.
             image: (H, W, 3) uint8 RGB.
             photo: an exception is raised here.
+            orientation: the EXIF orientation that was undone, see `common.utils.images.load_photo`.
 
         Raises:
             UserError: a file cannot be written, or the network's output is not finite.
@@ -98,6 +100,8 @@ class ResultWriter:
         if isinstance(photo, Exception):
             raise photo
         content = photo_to_dict(name, photo, self.hand_model)
+        if orientation != 1:
+            content |= {"exif_orientation": orientation, "turned": TURNS[orientation]}
         meshes = [HandMesh(hand.vertices_cam, self._faces(hand), SIDES.index(hand.side), hand.camera)
                   for hand in photo.hands]  # fmt: skip
         scene = meshes if photo.pair or photo.metric else merge_into_shared_camera(meshes)

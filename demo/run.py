@@ -17,7 +17,7 @@ from common.errors import UserError, is_out_of_memory, one_line
 from common.options import VIDEO_SUFFIXES
 from common.utils.camera import Camera
 from common.utils.files import write_image
-from common.utils.images import has_alpha, image_size, load_image, quiet_opencv
+from common.utils.images import has_alpha, image_size, load_photo, quiet_opencv
 from demo.people import load_detector
 from demo.predictor import HandPredictor, PhotoHands, PreparedPhoto
 from demo.result_sheet import draw_result_sheet
@@ -129,13 +129,14 @@ def process(
     writing: deque[Photo] = deque()
     progress = tqdm(total=len(names), unit="photo", dynamic_ncols=True)
 
-    def read(file: Path) -> tuple[np.ndarray, PreparedPhoto]:
+    def read(file: Path) -> tuple[np.ndarray, int, PreparedPhoto]:
         writer.begin(names[file])
-        image = load_image(file)
+        image, orientation = load_photo(file, args.ignore_exif)
         if not transparent and has_alpha(file):
             transparent.append(file)
             progress.write(one_line(ALPHA_WARNING.format(file=file.name)), file=sys.stderr)
-        return image, predictor.prepare(image, intrinsics=real_camera(args.focal, args.princpt, image.shape[:2]))
+        camera = real_camera(args.focal, args.princpt, image.shape[:2])
+        return image, orientation, predictor.prepare(image, intrinsics=camera)
 
     def attempt(file: Path, work: Callable[[], Any]) -> Any:
         """What `work` makes of a photo, or None: whatever goes wrong with one photo must not end the others."""
@@ -172,10 +173,10 @@ def process(
         while reading:
             batch = [reading.popleft() for _ in range(min(args.batch_size, len(reading)))]
             loaded = [(photo, result) for photo in batch if (result := attempt(photo.file, photo.future.result))]
-            prepared = [prepared for _, (_, prepared) in loaded]
+            prepared = [prepared for _, (*_, prepared) in loaded]
             predictions = predict_each(predictor, prepared, args.hand, args.min_confidence) if loaded else []
-            for (photo, (image, _)), prediction in zip(loaded, predictions, strict=True):
-                future = pool.submit(writer.write, names[photo.file], image, prediction)
+            for (photo, (image, orientation, _)), prediction in zip(loaded, predictions, strict=True):
+                future = pool.submit(writer.write, names[photo.file], image, prediction, orientation)
                 writing.append(photo._replace(future=future))
             del batch, loaded  # the photos themselves
             finish_writing(HELD_BYTES // 2)

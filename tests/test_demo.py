@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from inputs import smooth_image_uint8
-from PIL import Image
+from PIL import Image, ImageOps
 
 from common.drawing.raster import HandMesh, rasterize
 from common.errors import UserError
@@ -261,6 +261,54 @@ def test_transparency_is_ignored_and_said_once(run, photos, capsys):
     assert "transparent" not in capsys.readouterr().err
 
 
+def save_turned(path: Path, upright: np.ndarray, orientation: int) -> None:
+    """Store a photo so that its EXIF orientation makes it `upright`, as Pillow has it."""
+    stored = next(
+        image
+        for image in (upright, *(Image.fromarray(upright).transpose(way) for way in Image.Transpose))
+        if np.array_equal(ImageOps.exif_transpose(with_exif(image, orientation)), upright)
+    )
+    with_exif(stored, orientation).save(path, lossless=True, exif=with_exif(stored, orientation).getexif())
+
+
+def with_exif(image: np.ndarray | Image.Image, orientation: int) -> Image.Image:
+    tagged = Image.fromarray(np.array(image))
+    tagged.getexif()[0x0112] = orientation
+    return tagged
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tiff"])
+def test_photos_are_turned_upright(tmp_path, suffix):
+    """Also where OpenCV turns by itself; the turn is reported where it was made here."""
+    upright = smooth_image_uint8(7, 40, 30)
+    for orientation in range(1, 9):
+        save_turned(tmp_path / f"a{suffix}", upright, orientation)
+        image, made = images.load_photo(tmp_path / f"a{suffix}")
+        assert np.array_equal(image, upright) and made == (1 if suffix == ".tiff" else orientation)
+
+
+def test_exif_gives_the_same_hands(run, photos):
+    """A photo stored in each of the eight EXIF orientations, and as published without the turn."""
+    upright = smooth_image_uint8(7, 120, 90)
+    for file in photos.iterdir():
+        file.unlink()
+    for orientation in range(1, 9):
+        save_turned(photos / f"{orientation}.png", upright, orientation)
+    out = run("--sheet", "--mesh_formats", "obj")
+    contents = [json.loads((out / "results" / f"{n}.json").read_text()) for n in range(1, 9)]
+    assert [content.get("exif_orientation", 1) for content in contents] == list(range(1, 9))
+    assert "turned" not in contents[0] and contents[5]["turned"] == "rotated by 90 degrees clockwise"
+    for content in contents:
+        assert content["image_size"] == {"width": 90, "height": 120}
+        for side in ("right", "left"):
+            for key in ("box_image", "joints_image", "joints_cam", "hand_pose"):
+                first, here = (np.array(one["hands"][side][key]) for one in (contents[0], content))
+                np.testing.assert_allclose(here, first, atol=1e-4)
+    stored = run("--ignore_exif", "--mesh_formats", "obj") / "results" / "6.json"
+    content = json.loads(stored.read_text())
+    assert content["image_size"] == {"width": 120, "height": 90} and "exif_orientation" not in content
+
+
 def test_an_exception_of_one_photo_is_its_failure_alone(run, monkeypatch, tmp_path, capsys):
     """Whichever it is, and wherever: in the network's results, in drawing. No results file of an earlier run stays."""
     run()
@@ -312,23 +360,23 @@ def test_photos_in_memory_stay_bounded(run, photos, monkeypatch):
     for number in range(6):
         shutil.copy(photos / "a.jpg", photos / f"n{number}.jpg")
     held, most, lock = 0, 0, threading.Lock()
-    load, write = module.load_image, results.ResultWriter.write
+    load, write = module.load_photo, results.ResultWriter.write
 
-    def count_load(file):
+    def count_load(*arguments):
         nonlocal held, most
-        image = load(file)
+        image, orientation = load(*arguments)
         with lock:
             held += image.nbytes
             most = max(most, held)
-        return image
+        return image, orientation
 
-    def count_write(self, name, image, photo):
+    def count_write(self, name, image, *more):
         nonlocal held
-        write(self, name, image, photo)
+        write(self, name, image, *more)
         with lock:
             held -= image.nbytes
 
-    monkeypatch.setattr(module, "load_image", count_load)
+    monkeypatch.setattr(module, "load_photo", count_load)
     monkeypatch.setattr(results.ResultWriter, "write", count_write)
     for limit, expected_most in ((100_000, 100_000), (10, 200 * 150 * 3)):
         monkeypatch.setattr(module, "HELD_BYTES", limit)

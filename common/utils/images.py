@@ -11,6 +11,17 @@ from PIL import Image
 
 from common.errors import MAX_PIXELS, UserError
 
+ORIENTATION_TAG = 0x0112  # of EXIF
+# EXIF orientation -> the turn that makes the image upright.
+TURNS = {
+    2: "mirrored left to right",
+    3: "rotated by 180 degrees",
+    4: "mirrored top to bottom",
+    5: "mirrored about the diagonal from the upper left",
+    6: "rotated by 90 degrees clockwise",
+    7: "mirrored about the diagonal from the upper right",
+    8: "rotated by 90 degrees counterclockwise",
+}
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
@@ -22,8 +33,8 @@ def quiet_opencv() -> None:
 def load_image(path: Path) -> np.ndarray:
     """Read an image as (H, W, 3) uint8 RGB.
 
-    As in the published system, EXIF orientation is ignored, and so is transparency: what is under it is returned.
-    HEIC needs the package pillow-heif, and is turned as it is to be shown.
+    As in the published system, EXIF orientation is ignored (see `load_photo`), and so is transparency: what is under it
+    is returned. HEIC needs the package pillow-heif, and comes upright.
 
     Raises:
         UserError: the file cannot be read, is not an image, is truncated, or has more than `MAX_PIXELS`.
@@ -66,6 +77,44 @@ def _decode_heic(path: Path, data: bytes) -> np.ndarray:
         return np.array(file.to_pillow().convert("RGB"))
     except Exception as error:  # its kinds are not documented
         raise UserError(f"cannot read {path}: {error}; it may be damaged, convert it to JPEG") from error
+
+
+def load_photo(path: Path, ignore_exif: bool = False) -> tuple[np.ndarray, int]:
+    """Read a photo and turn it upright by its EXIF orientation.
+
+    Args:
+        ignore_exif: leave it as it is stored, as `load_image` does.
+
+    Returns:
+        (H, W, 3) uint8 RGB; the EXIF orientation that was undone, a key of `TURNS`, or 1 if none was.
+
+    Raises:
+        UserError: see `load_image`.
+    """
+    image = load_image(path)
+    orientation = 1 if ignore_exif else exif_orientation(path)
+    return turn_upright(image, orientation), orientation
+
+
+def exif_orientation(path: Path) -> int:
+    """The EXIF orientation that `load_image` leaves in an image, 1 to 8; 1 where there is none, or it is damaged."""
+    with suppress(Exception), open(path, "rb") as file:  # Pillow's parser raises almost anything
+        header = _open_header(file)
+        # OpenCV turns TIFF images by itself.
+        orientation = header.getexif().get(ORIENTATION_TAG) if header and header.format != "TIFF" else 1
+        return orientation if orientation in TURNS else 1
+    return 1
+
+
+def turn_upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo an EXIF orientation: (H, W, 3) -> (H, W, 3), or (W, H, 3) from 5 on."""
+    if orientation >= 5:
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
 
 
 def image_size(path: Path) -> tuple[int, int] | None:
