@@ -81,7 +81,8 @@ def smooth_person(
     finite = _finite(observations)
     kept = observations.kept & finite
     if cutoff > 0:
-        present = np.stack([running_majority(kept[:, hand], times) & finite[:, hand] for hand in HANDS], 1)
+        # Outvoted in a frame: the hand is bridged where it is left out, and left out where it appears for a moment.
+        present = np.stack([running_majority(kept[:, hand], times) & kept[:, hand] for hand in HANDS], 1)
     else:
         present = kept
     pair = observations.pair & present.all(1)

@@ -151,13 +151,14 @@ class Tracker:
 
 
 def boxes_between(
-    track: Track, times: Sequence[float] | np.ndarray, hold: float = 0.0
+    track: Track, times: Sequence[float] | np.ndarray, hold: float = 0.0, smoothed: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A track's smoothed boxes at the times of a video's frames, interpolated between its detections.
+    """A track's boxes at the times of a video's frames, interpolated between its detections.
 
     Args:
         times: (T,) s, of the track's shot.
         hold: s between detections; the last box is held this long at the end of the shot, where none comes any more.
+        smoothed: remove the detector's jitter first.
 
     Returns:
         rows (R,) int: the frames from its first to its last detection; boxes (R, 4).
@@ -165,8 +166,12 @@ def boxes_between(
     times = np.asarray(times, np.float64)
     end = times[-1] if times[-1] - track.times[-1] < hold else track.times[-1]
     rows = np.flatnonzero((times >= track.times[0] - 1e-9) & (times <= end + 1e-9))
-    states = smooth_states(np.stack([box_to_state(box) for box in track.boxes]), np.asarray(track.times))
-    columns = [np.interp(times[rows], track.times, states[:, column]) for column in range(4)]
+    detected = np.asarray(track.times)
+    if not smoothed and np.isin(times[rows], detected).all():  # to the bit
+        return rows, np.stack(track.boxes)[np.searchsorted(detected, times[rows])]
+    states = np.stack([box_to_state(box) for box in track.boxes])
+    states = smooth_states(states, detected) if smoothed else states
+    columns = [np.interp(times[rows], detected, states[:, column]) for column in range(4)]
     return rows, state_to_box(np.stack(columns, -1))
 
 

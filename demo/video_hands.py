@@ -6,7 +6,7 @@ length, apart from the table.
 
 import time as clock
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ LAYERS = ("boxes", "skeleton", "mesh")
 class VideoOptions:
     """What `demo.py` asks for."""
 
-    detector: Detector | None = None  # None: the whole frame is one person
+    detector: Detector | None = None  # without it and without boxes the whole frame is one person
+    boxes: Sequence[np.ndarray] | None = None  # of each frame, (P, 4) xyxy px; in place of a detector's
     detect_every: float = 0.17  # s
     min_person: float = 0.5  # a detection with this score can begin a track
     max_people: int = 8  # in a frame, the largest
@@ -80,24 +81,38 @@ def scan(reader: VideoReader, options: VideoOptions, seconds: dict[str, float]) 
         times.append(frame.time)
         pts.append(frame.pts)
         shots.append(len(trackers) - 1)
-        if options.detector is not None and frame.time >= next_detection - 1e-9:
-            begun = clock.monotonic()
-            (boxes, scores), *_ = detect_people(options.detector, [frame.image])
-            boxes, usable, wrong = usable_boxes(boxes, frame.image.shape[:2])
-            usable &= np.nan_to_num(scores, nan=-1.0) >= LOWEST_SCORE
+        if (found := _detect(frame, options, frame.time >= next_detection - 1e-9, seconds)) is not None:
+            boxes, scores, wrong = found
             problems += wrong
-            rows = np.flatnonzero(usable)
-            areas = (boxes[rows, 2:] - boxes[rows, :2]).prod(1)
-            rows = rows[np.argsort(-areas, kind="stable")[: options.max_people]]
-            tracker.update(frame.time, boxes[rows], scores[rows])
+            tracker.update(frame.time, boxes, scores)
             next_detection = frame.time + options.detect_every
-            seconds["detect"] += clock.monotonic() - begun
     result = Scan(np.array(times), np.array(pts, np.int64), np.array(shots, np.int64), [], problems)
-    _find_people(result, trackers, reader.size, options.detect_every)
+    _find_people(result, trackers, reader.size, options)
     return result
 
 
-def _find_people(result: Scan, trackers: list[Tracker], size: tuple[int, int], detect_every: float) -> None:
+def _detect(
+    frame: Frame, options: VideoOptions, is_due: bool, seconds: dict[str, float]
+) -> tuple[np.ndarray, np.ndarray, list[str]] | None:
+    """The people of a frame: boxes (P, 4), scores (P,), and what is wrong with those left out; None: no detection."""
+    if options.boxes is not None:
+        given = options.boxes[frame.number] if frame.number < len(options.boxes) else np.zeros((0, 4))
+        boxes, scores = np.asarray(given, np.float64).reshape(-1, 4), np.ones(len(given))
+    elif options.detector is not None and is_due:
+        begun = clock.monotonic()
+        (boxes, scores), *_ = detect_people(options.detector, [frame.image])
+        seconds["detect"] += clock.monotonic() - begun
+    else:
+        return None
+    boxes, usable, wrong = usable_boxes(boxes, frame.image.shape[:2])
+    usable &= np.nan_to_num(scores, nan=-1.0) >= LOWEST_SCORE
+    rows = np.flatnonzero(usable)
+    areas = (boxes[rows, 2:] - boxes[rows, :2]).prod(1)
+    rows = rows[np.argsort(-areas, kind="stable")[: options.max_people]]
+    return boxes[rows], scores[rows], [f"at {frame.time:.2f} s: {text}" for text in wrong]
+
+
+def _find_people(result: Scan, trackers: list[Tracker], size: tuple[int, int], options: VideoOptions) -> None:
     """People of each shot, ids never used again; where nobody is found, the whole frame is one."""
     person = 0
     for shot, tracker in enumerate(trackers):
@@ -105,17 +120,17 @@ def _find_people(result: Scan, trackers: list[Tracker], size: tuple[int, int], d
         if not len(rows_of_shot):
             continue
         found = False
+        hold = 0.0 if options.boxes is not None else options.detect_every
         for track in tracker.tracks:
-            rows, boxes = (
-                boxes_between(track, result.times[rows_of_shot], detect_every)
-                if track.confirmed
-                else (np.zeros(0), None)
-            )
-            if boxes is None or not len(rows):
+            if not track.confirmed and options.boxes is None:
+                continue
+            rows, boxes = boxes_between(track, result.times[rows_of_shot], hold, smoothed=options.smooth > 0)
+            if not len(rows):
                 continue
             person, found = person + 1, True
             cut = np.clip(boxes, 0, (size[1], size[0], size[1], size[0]))
-            result.people.append((shot, person, "detector", rows_of_shot[rows], cut))
+            source = "detector" if options.boxes is None else "boxes"
+            result.people.append((shot, person, source, rows_of_shot[rows], cut))
         if not found:
             person += 1
             whole = np.tile([0.0, 0.0, size[1], size[0]], (len(rows_of_shot), 1))
