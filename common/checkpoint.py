@@ -5,18 +5,20 @@ saves from DataParallel. Ours add `config`, which says which network a file fits
 exactly and are loaded without executing code (`weights_only=True`).
 """
 
-import pickle
+import io
+import math
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from common.errors import UserError, explain_failure, is_out_of_memory
-from common.utils.files import atomic_path, make_folder
+from common.utils.files import atomic_path, check_is_file, foreign_kind, make_folder
+from common.utils.pickles import BoundedUnpickler, Record, Refused, check_tree
 
 PREFIX = "module."
 
@@ -24,6 +26,7 @@ PREFIX = "module."
 UNUSED = ("hand_trans_net.backbone.conv1.", "hand_trans_net.backbone.bn1.")
 # Unexpected keys that are ignored: parameters and buffers of the licensed hand model.
 FOREIGN = "mano_layer"
+MAX_PICKLE = 64 << 20  # bytes of everything but the tensors' numbers; a whole training has less than one MB
 NAMED = 6  # at most, keys of each kind in a message
 
 
@@ -41,29 +44,36 @@ def read_checkpoint(path: Path, whole: bool = True) -> dict[str, Any]:
     """
     if not path.exists():
         raise UserError(f"checkpoint not found: {path}; put it there or name another file with --checkpoint")
+    check_is_file(path)
     try:
         zipped = zipfile.is_zipfile(path)
         if zipped:
             _check_archive(path, whole)
+        _check_content(path, zipped)
         # Memory-mapping skips the optimizer, two thirds of the file, where only the network is used.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}") from None
-    except pickle.UnpicklingError:
+    except Refused as error:
         raise UserError(
-            f"refused checkpoint {path}: it is damaged, or it holds objects other than tensors, numbers and strings"
+            f"refused checkpoint {path}: {error}; a checkpoint holds tensors, numbers and strings"
         ) from None
-    except Exception as error:  # PyTorch raises RuntimeError, EOFError, ValueError and more for damaged files
+    except Exception as error:  # PyTorch and `zipfile` raise almost anything for damaged files
         if is_out_of_memory(error):
             raise
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UserError(f"checkpoint {path} is damaged or not a checkpoint: {reason}") from None
+        with open(path, "rb") as file:
+            kind = foreign_kind(file.read(100))
+        raise UserError(
+            f"checkpoint {path} is damaged or not a checkpoint: {kind or 'it cannot be decoded'}"
+        ) from error
     network = content.get("network") if isinstance(content, dict) else None
     if not isinstance(network, Mapping) or not all(isinstance(value, Tensor) for value in network.values()):
         raise UserError(f"checkpoint {path} is not of this system: it has no 'network' of tensors")
-    named = {str(key).removeprefix(PREFIX): value for key, value in network.items()}
+    if not all(isinstance(key, str) for key in network):
+        raise UserError(f"checkpoint {path} is not of this system: it has a tensor without a name")
+    named = {key.removeprefix(PREFIX): value for key, value in network.items()}
     if len(named) < len(network):
         raise UserError(f"checkpoint {path} holds a tensor twice, with and without {PREFIX!r}")
     return {**content, "network": named}
@@ -79,6 +89,112 @@ def _check_archive(path: Path, whole: bool) -> None:
             raise UserError(f"checkpoint {path} is damaged: its entries are larger than the file")
         if whole and (damaged := archive.testzip()):
             raise UserError(f"checkpoint {path} is damaged: the checksum of {damaged} is wrong")
+
+
+class _Dict(dict, Record):
+    """An OrderedDict, which PyTorch gives attributes."""
+
+    def __init__(self) -> None:  # from pairs, it would take keys that are not checked
+        Record.__init__(self)
+
+
+class _StorageType(Record):
+    itemsize = 1
+
+
+class _Storage(Record):
+    """A piece of the file, of `numbers` elements."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.numbers = numbers
+
+
+class _Rebuilt(Record):
+    """A tensor or parameter. PyTorch would let a state replace its storage."""
+
+    def __setstate__(self, state: Any) -> None:
+        raise Refused("it holds a tensor of an old format")
+
+
+class _Tensor(_Rebuilt):
+    """`_rebuild_tensor_v2(storage, offset, size, stride, ...)`: within its storage, and each number is there once."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__()
+        storage, offset, size, stride, *_ = args
+        numbers = (offset, *size, *stride)
+        if not isinstance(storage, _Storage) or not all(type(n) is int and 0 <= n < 2**40 for n in numbers):
+            raise Refused("it holds a tensor of an impossible size")
+        reach = 0  # from the first number to the last
+        for step, length in sorted(zip(stride, size, strict=True)):
+            if length > 1:
+                if step <= reach:
+                    raise Refused("it holds a tensor whose numbers overlap")
+                reach += (length - 1) * step
+        if math.prod(size) and offset + reach >= storage.numbers:
+            raise Refused("it holds a tensor that reaches beyond its numbers")
+
+
+def _storage_type(itemsize: int) -> type[_StorageType]:
+    return type("_Type", (_StorageType,), {"itemsize": itemsize})
+
+
+_ALLOWED = {
+    ("collections", "OrderedDict"): _Dict,
+    ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
+    ("torch._utils", "_rebuild_parameter"): _Rebuilt,
+    **{
+        ("torch", f"{name}Storage"): _storage_type(itemsize)
+        for itemsize, names in ((1, "Byte Char Bool"), (2, "Half BFloat16 Short"), (4, "Float Int"), (8, "Double Long"))
+        for name in names.split()
+    },
+}
+
+
+class _ContentChecker(BoundedUnpickler):
+    """Reads what `torch.load` is about to read, without any tensor.
+
+    Args:
+        size: of the file in bytes.
+    """
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        super().__init__(file, _ALLOWED)
+        self.left = size
+        self.storages: dict[str, _Storage] = {}
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        """A storage's name: ("storage", type, key, location, number of elements)."""
+        kind, dtype, key, _, numbers, *view = pid
+        if kind != "storage" or type(key) is not str or type(numbers) is not int or any(view):
+            raise Refused("it holds something other than tensors")
+        if key not in self.storages:
+            self.storages[key] = _Storage(numbers)
+            self.left -= numbers * dtype.itemsize
+            if numbers < 0 or self.left < 0:
+                raise Refused("its tensors are larger than the file")
+        return self.storages[key]
+
+
+def _check_content(path: Path, zipped: bool) -> None:
+    """Check the objects of a file, before PyTorch makes them: what they are, their number, and every tensor's bounds.
+
+    Raises:
+        Refused: an object that a checkpoint does not hold, too many, or a tensor beyond its storage.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        if not zipped:  # before PyTorch 1.6: three pickles on the format, the content, the keys of the storages
+            pickles = io.BytesIO(file.read(MAX_PICKLE))
+            for _ in range(5):
+                check_tree(_ContentChecker(pickles, size).load())
+            return
+        with zipfile.ZipFile(file) as archive:
+            names = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            if len(names) != 1 or archive.getinfo(names[0]).file_size > MAX_PICKLE:
+                raise Refused("it has no content, or too much of it")
+            check_tree(_ContentChecker(io.BytesIO(archive.read(names[0])), size).load())
 
 
 def check_tensor(name: str, found: Any, like: Tensor) -> None:

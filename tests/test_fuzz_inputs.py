@@ -1,4 +1,4 @@
-"""Pictures, model files, checkpoints and command lines with faults of every kind: the right result, or one line."""
+"""Images, model files, checkpoints and command lines with faults of every kind: the right result, or one line."""
 
 import argparse
 import io
@@ -7,6 +7,7 @@ import pickle
 import random
 import re
 import shlex
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -22,6 +23,7 @@ from common.checkpoint import load_network, read_checkpoint, save_checkpoint
 from common.devices import parse_devices
 from common.errors import UserError, one_line
 from common.nets.mano_files import read_hand_models, read_pickle
+from common.options import ROOT
 from common.utils.images import load_image
 from demo import demo
 from demo.run import real_camera
@@ -35,12 +37,15 @@ from tests.faults.corrupt import (
     HARMLESS_FAULTS,
     ODD_VALUES,
     ODD_WORDS,
+    PICKLE_BOMBS,
+    bomb_pickle,
     claim_size,
     deflate,
     make_images,
     mutate_arguments,
     mutate_bytes,
     mutate_checkpoint,
+    replace_content,
 )
 from tool.toy import make_data
 from tool.toy.standin_hand import write_standin
@@ -60,17 +65,17 @@ def assert_clear(error: UserError) -> None:
     assert text and "\n" not in text and len(text) < 3000, text
 
 
-# ---- Pictures ----
+# ---- Images ----
 
-PICTURES = make_images()
+IMAGES = make_images()
 PLAIN = "plain.png"
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_pictures_of_every_kind(tmp_path, name):
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_of_every_kind(tmp_path, name):
     """8-bit RGB, the first frame, not turned; grey, palettes and depths as they look."""
-    (tmp_path / name).write_bytes(PICTURES[name])
-    (tmp_path / PLAIN).write_bytes(PICTURES[PLAIN])
+    (tmp_path / name).write_bytes(IMAGES[name])
+    (tmp_path / PLAIN).write_bytes(IMAGES[PLAIN])
     image, plain = load_image(tmp_path / name), load_image(tmp_path / PLAIN)
     assert image.shape == (40, 30, 3) and image.dtype == np.uint8
     grey = plain @ np.array([0.299, 0.587, 0.114])
@@ -86,10 +91,10 @@ def test_pictures_of_every_kind(tmp_path, name):
 
 @given(rng=RANDOMS)
 @fuzzed(150)
-def test_broken_pictures(tmp_path, rng):
-    name = rng.choice(sorted(PICTURES))
+def test_broken_images(tmp_path, rng):
+    name = rng.choice(sorted(IMAGES))
     path = tmp_path / name
-    path.write_bytes(mutate_bytes(PICTURES[name], rng))
+    path.write_bytes(mutate_bytes(IMAGES[name], rng))
     try:
         image = load_image(path)
         assert image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8 and image.size
@@ -99,9 +104,9 @@ def test_broken_pictures(tmp_path, rng):
 
 
 @pytest.mark.parametrize("size", [(65535, 65535), (2**31 - 1, 2), (0, 0), (2**31 - 1, 2**31 - 1)])
-def test_pictures_that_claim_to_be_huge(tmp_path, size):
+def test_images_that_claim_to_be_huge(tmp_path, size):
     path = tmp_path / "huge.png"
-    path.write_bytes(claim_size(PICTURES[PLAIN], *size))
+    path.write_bytes(claim_size(IMAGES[PLAIN], *size))
     with pytest.raises(UserError, match="cannot read .*huge.png"):
         load_image(path)
 
@@ -151,25 +156,82 @@ def test_broken_hand_models(hands, tmp_path, rng):
         assert_clear(error)
 
 
+READ_BOMBS = """
+import resource, sys, time
+from pathlib import Path
+from common.checkpoint import read_checkpoint
+from common.errors import UserError
+from common.nets.mano_files import read_hand_models
+
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    start = time.monotonic()
+    try:
+        (read_hand_models if path.is_dir() else read_checkpoint)(path)
+        text = "no error"
+    except UserError as error:
+        text = str(error)
+    assert text.count("\\n") == 0 and len(text) < 1000 and text != "no error", (path, text)
+    assert time.monotonic() - start < 10, path
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_small_files_that_would_take_centuries_or_all_memory(whole, tmp_path):
+    """Each as a hand model and as a checkpoint, in the new format and the old; in a process that may be killed."""
+    for index, bomb in enumerate(PICKLE_BOMBS.values()):
+        (tmp_path / str(index)).mkdir()
+        for side in ("RIGHT", "LEFT"):
+            (tmp_path / str(index) / f"MANO_{side}.pkl").write_bytes(bomb_pickle(bomb))
+        data = replace_content(whole.read_bytes(), lambda _, bomb=bomb: bomb_pickle(bomb, "network"))
+        (tmp_path / f"{index}.pth").write_bytes(data)
+        start = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
+        (tmp_path / f"{index}_old.pth").write_bytes(start + bomb_pickle(bomb, "network"))
+    done = subprocess.run(
+        [sys.executable, "-c", READ_BOMBS, tmp_path], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": os.fspath(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) < 1_000_000  # kB, of which PyTorch takes half
+
+
 @pytest.mark.parametrize(
-    "bomb",
+    ("old", "new"),
     [
-        b"\x80\x02}r\xff\xff\xff\x7f.",  # an empty dictionary, remembered as number 2 147 483 647
-        b"\x80\x04\x8e\x00\x00\x00\x00\x00\x01\x00\x00.",  # a text of 1 TB
-        b"\x80\x02(" + b"l" * 10_000 + b".",
-        b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
+        (b"K\x04K\x03\x86", b"K\x05K\x03\x86"),  # a row more than there is
+        (b"K\x03K\x01\x86", b"K\xffK\x01\x86"),  # rows far apart
+        (b"K\x0ctq", b"K\x0btq"),  # fewer numbers stored
     ],
 )
-def test_hand_models_that_claim_to_be_huge(tmp_path, bomb):
-    """A few bytes that ask Python's reader for tens of gigabytes."""
-    import resource
+def test_a_tensor_that_reaches_beyond_its_numbers_is_refused(whole, tmp_path, old, new):
+    data = replace_content(whole.read_bytes(), lambda content: content.replace(old, new, 1))
+    assert data != whole.read_bytes()
+    (tmp_path / "a.pth").write_bytes(data)
+    with pytest.raises(UserError, match="reaches beyond its numbers"):
+        read_checkpoint(tmp_path / "a.pth")
 
-    for name in ("MANO_RIGHT.pkl", "MANO_LEFT.pkl"):
-        (tmp_path / name).write_bytes(bomb)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(UserError, match="MANO file .* lacks|cannot use MANO file"):
-        read_hand_models(tmp_path)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+@pytest.mark.parametrize("value", [torch.zeros(1).expand(4, 3), torch.zeros(4, 3)[:, :1].expand(4, 3)])
+def test_an_expanded_moment_is_refused(tmp_path, value):
+    """One number in the file, twelve in the moment: written in place, they would be one."""
+    path = save_progress(tmp_path, Progress(2, 5), training_parts(), Config(), {})
+    content = torch.load(path, weights_only=True)
+    _state(content)[0].update(exp_avg=value)
+    torch.save(content, path)
+    with pytest.raises(UserError, match="numbers overlap"):
+        read_resume_point(path)
+
+
+def test_a_moment_in_another_memory_order_has_the_same_numbers(tmp_path):
+    path = save_progress(tmp_path, Progress(2, 5), training_parts(), Config(), {})
+    content = torch.load(path, weights_only=True)
+    expected = torch.arange(12.0).view(4, 3)
+    _state(content)[0].update(exp_avg=expected.t().contiguous().t())
+    torch.save(content, path)
+    parts = training_parts()
+    restore(read_resume_point(path), parts)
+    weight = parts.model.layer.weight
+    found = parts.optimizer.state[weight]["exp_avg"]
+    assert torch.equal(found, expected) and found.stride() == weight.stride()
 
 
 def test_hand_models_of_two_kinds(hands, tmp_path):

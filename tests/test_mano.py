@@ -21,6 +21,7 @@ from common.nets.mano import TwoHandMano, forward_kinematics, to_wrist
 from common.nets.mano_files import read_hand_models, read_pickle
 from common.types import SIDES, ManoParams
 from common.utils.joints import JOINTS
+from tool.toy.standin_hand import write_standin
 
 
 def random_params(batch: int, seed: int = 0) -> ManoParams:
@@ -323,3 +324,91 @@ def test_a_folder_above_is_accepted(mano_folder, tmp_path):
     """smplx's habit: the files lie in `mano` below the folder that is named."""
     (tmp_path / "mano").symlink_to(mano_folder)
     assert TwoHandMano(*read_hand_models(tmp_path)).name == "MANO"
+
+
+# --- which hand it is, and what may stand in its place ------------------------------------------------------------
+
+
+@pytest.fixture(params=["recorded", "generated"])
+def both_hands(request, mano_folder, tmp_path_factory) -> Path:
+    """The stand-in of the recorded figures and the generated one, whose left shape directions both need the repair."""
+    if request.param == "recorded":
+        return mano_folder
+    folder = tmp_path_factory.mktemp("generated")
+    write_standin(folder)
+    return folder
+
+
+def put_hands(folder: Path, right: bytes, left: bytes) -> None:
+    for name, data in (("MANO_RIGHT.pkl", right), ("MANO_LEFT.pkl", left)):
+        (folder / name).write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (("RIGHT", "RIGHT"), "MANO_LEFT.pkl holds a right hand"),
+        (("LEFT", "LEFT"), "MANO_RIGHT.pkl holds a left hand"),
+        (("LEFT", "RIGHT"), "MANO_RIGHT.pkl holds a left hand"),
+    ],
+)
+def test_a_wrong_hand_is_refused(both_hands, tmp_path, pair, message):
+    put_hands(tmp_path, *((both_hands / f"MANO_{side}.pkl").read_bytes() for side in pair))
+    with pytest.raises(UserError, match=message):
+        read_hand_models(tmp_path)
+
+
+def _exchange(first: int, second: int):
+    """Two joints, and with them their columns of weights, as in a file with another order of fingers."""
+
+    def change(content: dict) -> None:
+        order = np.arange(16)
+        order[first : first + 3], order[second : second + 3] = range(second, second + 3), range(first, first + 3)
+        content["J_regressor"], content["weights"] = content["J_regressor"][order], content["weights"][:, order]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_exchange(7, 10), "in other places"),  # ring before pinky, as in most other hands
+        (lambda c: c.update(v_template=c["v_template"] * [1, 1, -1]), "in other places"),
+        (lambda c: c.update(v_template=c["v_template"][:, [2, 1, 0]]), "in other places|holds a left"),
+        (lambda c: c.update(v_template=c["v_template"] + [0, 0.02, 0]), "not mirror images"),
+    ],
+)
+def test_another_hand_than_manos_is_refused(both_hands, tmp_path, change, message):
+    content = dict(read_pickle(both_hands / "MANO_RIGHT.pkl"))
+    change(content)
+    put_hands(tmp_path, pickle.dumps(content), (both_hands / "MANO_LEFT.pkl").read_bytes())
+    with pytest.raises(UserError, match=message):
+        read_hand_models(tmp_path)
+
+
+FAILED_DOWNLOADS = {
+    b"": "it is empty",
+    b"\0" * 5000: "it is empty",
+    b"\n<!DOCTYPE html><html><title>Sign in</title>": "a web page",
+    b"<html><body>404</body></html>": "a web page",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3821356\n": "a Git LFS pointer",
+    b"PK\3\4" + b"\0" * 50: "a zip archive: unpack it",
+    b"\x1f\x8b\x08" + b"\0" * 50: "gzip-compressed: unpack it",
+    b'{"error": "forbidden"}': "a server's error",
+}
+
+
+@pytest.mark.parametrize("data", FAILED_DOWNLOADS, ids=lambda data: repr(data[:12]))
+def test_what_a_failed_download_leaves_is_named(both_hands, tmp_path, data):
+    put_hands(tmp_path, data, data)
+    with pytest.raises(UserError, match=f"MANO_RIGHT.pkl: .*{FAILED_DOWNLOADS[data]}.*mano.is.tue.mpg.de"):
+        read_hand_models(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.9, 0.999])
+def test_a_truncated_hand_file_is_called_so(both_hands, tmp_path, share):
+    data = (both_hands / "MANO_RIGHT.pkl").read_bytes()
+    part = data[: int(len(data) * share)].rstrip(b".")
+    put_hands(tmp_path, part, part)
+    with pytest.raises(UserError, match="cut short: get it again"):
+        read_hand_models(tmp_path)

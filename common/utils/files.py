@@ -1,4 +1,4 @@
-"""Write files whole or not at all."""
+"""Read the files that a user names, and write files whole or not at all."""
 
 import errno
 import json
@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import cv2
@@ -24,6 +25,59 @@ ADVICE = {
     errno.EISDIR: "a folder has this name; move it or choose another folder",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+
+
+# What a failed download leaves in a file's place, by its first bytes.
+FOREIGN_KINDS = (
+    (b"<!doctype html", "it is a web page, not the file: the download failed, or needs a login"),
+    (b"<html", "it is a web page, not the file: the download failed, or needs a login"),
+    (b"<?xml", "it is an XML page, not the file: the download failed"),
+    (b'{"', "it is a JSON text, perhaps a server's error, not the file"),
+    (b"version https://git-lfs", "it is a Git LFS pointer, not the file itself: get it with git lfs pull"),
+    (b"pk\x03\x04", "it is a zip archive: unpack it"),
+    (b"\x1f\x8b", "it is gzip-compressed: unpack it"),
+    (b"rar!", "it is a rar archive: unpack it"),
+    (b"7z\xbc\xaf", "it is a 7z archive: unpack it"),
+)
+
+
+def check_is_file(path: Path) -> None:
+    """Refuse pipes and devices, of which reading may never end.
+
+    Raises:
+        UserError: it is one, or a folder.
+        OSError: it does not exist, or cannot be looked at.
+    """
+    if path.is_dir():
+        raise UserError(f"cannot read {path}: it is a folder")
+    if not S_ISREG(path.stat().st_mode):
+        raise UserError(f"cannot read {path}: it is a pipe or a device, not a file; save it to a file first")
+
+
+def read_file(path: Path, limit: int | None = None) -> bytes:
+    """Read a whole file that a user named.
+
+    Args:
+        limit: bytes.
+
+    Raises:
+        UserError: it cannot be read, is not a file, or is larger than `limit`.
+    """
+    try:
+        check_is_file(path)
+        if limit and path.stat().st_size > limit:
+            raise UserError(f"cannot read {path}: it has more than {limit >> 20} MB, so it is not what is expected")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def foreign_kind(data: bytes) -> str | None:
+    """What stands in a file's place after a failed download, by its first bytes; None if none of these."""
+    if not data.strip(b"\0 \r\n"):
+        return "it is empty: the download failed"
+    head = data[:100].lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    return next((what for start, what in FOREIGN_KINDS if head.startswith(start)), None)
 
 
 @contextmanager

@@ -266,6 +266,77 @@ def deflate(archive: bytes) -> bytes:
     return out.getvalue()
 
 
+# ---- Pickles of a few hundred bytes that take centuries, or all memory ----
+
+
+def _text(text: str) -> bytes:
+    return b"X" + len(text).to_bytes(4, "little") + text.encode()
+
+
+_LARGE = b"\x8a\x06" + (10**12).to_bytes(6, "little")
+_NESTED = b"K\x01" + b"q\x00h\x00\x86" * 108  # a pair of the pair before: 2^108 numbers, all hashed for a key
+_MANY = (
+    b"(](" + b"K\x01" * 10 + b"e" + b"q\x00](" + b"h\x00" * 10 + b"e" + (b"q\x00](" + b"h\x00" * 10 + b"e") * 20 + b"t"
+)
+_COLLIDING = b"".join(b"\x8a\x0a" + (k * (2**61 - 1)).to_bytes(10, "little") + b"K\x01" for k in range(60_000))
+
+
+def _call(name: str, *arguments: bytes) -> bytes:
+    """A function called with one list."""
+    return b"c" + name.encode() + b"\n](" + b"".join(arguments) + b"e\x85R"
+
+
+def _csc(shape: bytes, starts: bytes) -> bytes:
+    fields = {"_shape": shape, "data": b"]", "indices": b"]", "indptr": starts}
+    state = b"}(" + b"".join(_text(key) + value for key, value in fields.items()) + b"u"
+    return b"cscipy.sparse.csc\ncsc_matrix\n)\x81" + state + b"b"
+
+
+# Opcodes that leave one value.
+PICKLE_BOMBS: dict[str, bytes] = {
+    "nested key": b"}" + _NESTED + b"K\x01s",
+    "nested keys": b"}(" + _NESTED + b"K\x01u",
+    "nested key of a dictionary": b"(" + _NESTED + b"K\x01d",
+    "nested element of a set": _call("__builtin__\nset", _NESTED),
+    "nested element of a new set": b"\x8f(" + _NESTED + b"\x90",
+    "nested element of a frozen set": b"(" + _NESTED + b"\x91",
+    "nested element of a counter": _call("collections\nCounter", _NESTED),
+    "nested pair of an ordered dictionary": _call("collections\nOrderedDict", _NESTED + b"K\x01\x86"),
+    "nested pairs": _NESTED,
+    "shared lists": _MANY,
+    "list in itself": b"]q\x00h\x00a",
+    "dictionary in itself": b"}q\x00" + _text("a") + b"h\x00s",
+    "colliding keys": b"}(" + _COLLIDING + b"u",
+    "colliding elements": _call("__builtin__\nset", b"".join(_COLLIDING[i : i + 12] for i in range(0, 840_000, 14))),
+    "deep lists": b"]" * 100_000 + b"a" * 99_999,
+    "deep pairs": b"K\x01" + b"\x85" * 200_000,
+    "number of many digits": b"\x8b" + (400_000).to_bytes(4, "little") + b"\x7f" * 400_000,
+    "array of bytes": b"cbuiltins\nbytearray\n" + _LARGE + b"\x85R",
+    "new array of bytes": b"\x96" + (10**12).to_bytes(8, "little"),
+    "long text": b"\x8d" + (10**12).to_bytes(8, "little"),
+    "remembered as number 2 billion": b"}r\xff\xff\xff\x7f0K\x01",
+    "name of a megabyte": b"c" + b"x" * 1_000_000 + b"\ny\n",
+    "sparse matrix of many rows": _csc(_LARGE + b"K\x01\x86", b"](K\x00K\x00e"),
+    "sparse matrix of many entries": _csc(
+        b"K\x02K\x01\x86", b"](K\x00\x8a\x06" + (10**12).to_bytes(6, "little") + b"e"
+    ),
+}
+
+
+def bomb_pickle(value: bytes, key: str = "v_template") -> bytes:
+    """A pickle of {key: value}."""
+    return b"\x80\x02}" + _text(key) + value + b"s."
+
+
+def replace_content(archive: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """A checkpoint whose pickle is another one; its storages and checksums are right."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, change(old.read(name)) if name.endswith("data.pkl") else old.read(name))
+    return out.getvalue()
+
+
 # ---- Command lines ----
 
 ODD_WORDS = (
