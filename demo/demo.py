@@ -70,7 +70,7 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("--gpu", help=GPU_HELP)
+    parser.add_argument("--gpu", help=GPU_HELP.replace("all GPUs", "one GPU"))
     parser.add_argument(
         "--input",
         nargs="+",

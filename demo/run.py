@@ -53,6 +53,8 @@ def run(args: argparse.Namespace, names: Mapping[Path, str]) -> None:
     names = {file: name for file, name in names.items() if file not in videos}
     quiet_opencv()
     devices = parse_devices(args.gpu)
+    if args.gpu is None:
+        devices = devices[:1]  # one photo at a time gains nothing from several
     predictor = HandPredictor.load(args.checkpoint, args.mano, devices)
     found = f"photos: {len(names)}" + (f", videos: {len(videos)}" if videos else "")
     print(f"{found}; on {', '.join(map(str, devices))}; hand model: {predictor.hand_model_name}")
