@@ -12,7 +12,8 @@ Everything is written below output/quickstart. Finished stages are skipped; an i
 over.
 
 This network knows generated hands only. For real photos get the published checkpoint and MANO: see README.md.
-Exit code: 0; 2 with one line on stderr if something fails; 130 after Ctrl-C, 143 after SIGTERM.
+Exit code: 0; 2 with one line on stderr if something fails; 130 after Ctrl-C, 143 after SIGTERM, 129
+after SIGHUP.
 """
 
 from __future__ import annotations  # an older Python must get as far as its message
@@ -35,6 +36,7 @@ OLDEST = (3, 10)
 # Training images per dataset and epochs: two CPU cores need about ten minutes.
 SAMPLES, EPOCHS, TEST_SAMPLES, DEMO_SAMPLES = 1000, 7, 64, 6
 VARIETY = 0.25  # poses and views that a small network can learn in this time
+STOP_SIGNALS = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
 TEST_SETS = ("InterHand26M", "HIC", "MSCOCO")
 
 
@@ -102,7 +104,7 @@ def run(command: list[object], what: str, advice: str = "see the errors above", 
 
     Raises:
         Failure: it did not end well.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the command has ended.
+        KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, when the command has ended.
     """
     output = open(log, "w") if log else None
     process = subprocess.Popen([*map(str, command)], cwd=ROOT, env=environment(), stdout=output, stderr=output)
@@ -112,7 +114,7 @@ def run(command: list[object], what: str, advice: str = "see the errors above", 
             code = process.wait()
         except KeyboardInterrupt as interrupt:  # the program may have a checkpoint to save
             stopped = interrupt
-            if stopped.args:  # SIGTERM; Ctrl-C reaches the program without help
+            if stopped.args:  # SIGTERM or SIGHUP; Ctrl-C reaches the program without help
                 process.terminate()
     if stopped:
         raise stopped
@@ -249,13 +251,17 @@ def clock(seconds: float) -> str:
 
 
 def stop(number: int, _: object) -> None:
-    """Handle SIGTERM like Ctrl-C."""
+    """Handle SIGTERM and SIGHUP like Ctrl-C, once: `timeout` sends the same request again."""
+    for repeated in STOP_SIGNALS:
+        signal.signal(repeated, signal.SIG_IGN)
     raise KeyboardInterrupt(number)
 
 
 def start() -> None:
     """Run `main` and leave the process."""
-    signal.signal(signal.SIGTERM, stop)
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, stop)
     try:
         main()
     except (Failure, OSError) as failure:

@@ -76,18 +76,23 @@ def test_a_finished_stage_is_not_run_again_and_a_changed_one_is(tmp_path, monkey
     assert "--continue" in ran[0]
 
 
-def test_sigterm_ends_it_with_one_line_and_takes_its_child_along():
-    """The child gets time to save a checkpoint, so it is told and waited for."""
+@pytest.mark.parametrize(
+    ("number", "to_group"), [(signal.SIGTERM, False), (signal.SIGHUP, False), (signal.SIGTERM, True)]
+)
+def test_a_signal_ends_it_with_one_line_and_takes_its_child_along(number, to_group):
+    """The child gets time to save a checkpoint, so it is told and waited for. `timeout` signals it, then its group."""
     child = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     code = "import quickstart, sys; quickstart.main = lambda: quickstart.run([sys.executable, '-c', sys.argv[1]], '')"
     process = subprocess.Popen(
         [sys.executable, "-c", f"{code}; quickstart.start()", child],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
     )  # fmt: skip
     ident = int(process.stdout.readline())
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
+    if to_group:
+        os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 143 and errors == "stopped; the same command resumes\n"
+    assert process.returncode == 128 + number and errors == "stopped; the same command resumes\n"
     with pytest.raises(ProcessLookupError):
         os.kill(ident, 0)
 
