@@ -8,6 +8,7 @@ each of these ways, resumed after each interruption with --continue:
 
     kill     SIGKILL at random moments: while starting, in a step, and in the middle of writing a checkpoint
     stop     SIGTERM at random moments; each time the training must save and exit cleanly
+    group    the same from `timeout`, which signals the training, and then its whole process group
     full     no room for a checkpoint (a limit on the size of files): exit code 2, the older ones must stay
     child    with --processes 2: SIGKILL for one of the two at random moments; the other must end with it, exit code 2
 
@@ -40,7 +41,7 @@ LONGEST_RUN = 900  # seconds
 SMALL_FILES = 32 << 20  # bytes: room for logs, not for a checkpoint
 MISSING = object()
 NAMED = 5  # differing entries in a message, per snapshot
-ALL_WAYS = ("kill", "stop", "full", "child")
+ALL_WAYS = ("kill", "stop", "group", "full", "child")
 FAREWELL = 60.0  # seconds within which everything that a killed training started must end
 
 
@@ -52,7 +53,7 @@ def main() -> int:
     begun = time.monotonic()
     check(finish(start(args, expected)), 0, "the undisturbed training")
     print(f"undisturbed: {time.monotonic() - begun:.0f} s", flush=True)
-    ways = {"kill": kill_often, "stop": stop_often, "full": fill_disk, "child": kill_children}
+    ways = {"kill": kill_often, "stop": stop_often, "group": stop_group, "full": fill_disk, "child": kill_children}
     different = []
     for way in args.ways:
         ways[way](args, args.output / way)
@@ -75,10 +76,13 @@ def prepare(out: Path) -> None:
     subprocess.run(list(map(str, command)), check=True, stderr=subprocess.DEVNULL)
 
 
-def start(args: argparse.Namespace, output: Path, file_limit: int | None = None) -> subprocess.Popen:
-    """Start, or resume, a training in a process group of its own."""
+def start(
+    args: argparse.Namespace, output: Path, file_limit: int | None = None, in_timeout: bool = False
+) -> subprocess.Popen:
+    """Start, or resume, a training in a process group of its own; or `timeout`, which starts it."""
     output.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, ROOT / "main" / "train.py", "--continue", "--gpu", "cpu", "--preset", "small"]
+    command = ["timeout", str(2 * LONGEST_RUN)] if in_timeout else []
+    command += [sys.executable, ROOT / "main" / "train.py", "--continue", "--gpu", "cpu", "--preset", "small"]
     command += ["--init", "random", "--data", args.output / "data", "--mano", args.output / "mano", "--output", output]
     command += ["--trainset_3d", "InterHand26M", "--end_epoch", args.epochs, "--save_every", "1"]
     command += ["--visualize_every", "0", "--train_batch_size", 4 // args.processes]
@@ -105,14 +109,21 @@ def check(code: int, expected: int, what: str) -> None:
 
 
 def strike(
-    args: argparse.Namespace, output: Path, number: int, rng: random.Random, moment: str, child: bool = False
+    args: argparse.Namespace,
+    output: Path,
+    number: int,
+    rng: random.Random,
+    moment: str,
+    child: bool = False,
+    in_timeout: bool = False,
 ) -> int | None:
     """Start a training and send it a signal at a random moment; its exit code, None if it ended before.
 
     Args:
         child: the signal goes to one of the processes that share the training.
+        in_timeout: the signal goes to `timeout`, which passes it on.
     """
-    process = start(args, output)
+    process = start(args, output, in_timeout=in_timeout)
     if moment != "starting":
         wait_until(process, signs(output)[moment])
     deadline = time.monotonic() + rng.uniform(0, {"starting": 6.0, "step": 3.0, "saving": 0.4}[moment])
@@ -174,15 +185,19 @@ def kill_often(args: argparse.Namespace, output: Path) -> None:
     print(f"kill: killed {sum(struck.values())} times {struck}, {left_behind} of them within a save", flush=True)
 
 
-def stop_often(args: argparse.Namespace, output: Path) -> None:
+def stop_often(args: argparse.Namespace, output: Path, in_timeout: bool = False) -> None:
     rng, stopped = random.Random(args.seed), 0
     for _ in range(max(1, args.kills // 4)):
-        code = strike(args, output, signal.SIGTERM, rng, "step")
+        code = strike(args, output, signal.SIGTERM, rng, "step", in_timeout=in_timeout)
         if code is None:
             break
         check(code, 0, "a training stopped by SIGTERM")
         stopped += 1
-    print(f"stop: stopped {stopped} times", flush=True)
+    print(f"{output.name}: stopped {stopped} times", flush=True)
+
+
+def stop_group(args: argparse.Namespace, output: Path) -> None:
+    stop_often(args, output, in_timeout=True)
 
 
 def kill_children(args: argparse.Namespace, output: Path) -> None:
