@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -24,7 +25,11 @@ from torch import distributed as dist
 from common.errors import FAILED, STOPPED, UserError, error_context, explain_failure
 
 TIMEOUT = timedelta(hours=2)  # for the other processes: one may be reading the annotations of a million images
+MEETING_TIMEOUT = timedelta(minutes=10)  # for the processes of all machines to start
 GRACE_SECONDS = 5.0  # for the others to end by themselves once a process has failed
+# `timeout`, systemd, Slurm and torchrun signal a process directly and again through its group or its parent. A signal
+# this soon after the first is the same request.
+REPEAT_SECONDS = 5.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # a training saves and ends
 PR_SET_PDEATHSIG = 1  # of Linux, <sys/prctl.h>
 
@@ -66,10 +71,11 @@ def launch(run: Callable[[ProcessInfo], int | None], devices: list[torch.device]
         The exit code of `run`; where it differs, that of a process that failed.
 
     Raises:
-        UserError: torchrun started more processes than there are devices, or a process raised it or was killed.
+        UserError: torchrun started more processes than there are devices, the processes cannot meet, or a process
+            raised it or was killed.
     """
     if under_torchrun():
-        rank, world, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        rank, world, local = _torchrun_ranks()
         if devices[0].type == "cpu":
             devices = devices[:1] * (local + 1)
         if local >= len(devices):
@@ -105,6 +111,24 @@ def under_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def restarted_by_torchrun() -> bool:
+    """Whether torchrun runs the same command once more, after a process failed (--max-restarts)."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+
+
+def _torchrun_ranks() -> tuple[int, int, int]:
+    """RANK, WORLD_SIZE and LOCAL_RANK."""
+    try:
+        rank, world, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        valid = 0 <= rank < world and 0 <= local < world
+    except ValueError:
+        valid = False
+    if not valid:
+        values = ", ".join(f"{name}={os.environ.get(name)!r}" for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        raise UserError(f"{values} do not name a process of a group; start the processes with torchrun, or unset them")
+    return rank, world, local
+
+
 def end_with_parent() -> None:
     """Have Linux kill this process as soon as its parent is gone, even by SIGKILL; no effect on other systems.
 
@@ -119,14 +143,15 @@ def end_with_parent() -> None:
 
 def _child(run: Callable[[ProcessInfo], int | None], process: ProcessInfo, folder: str) -> None:
     end_with_parent()
-    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the parent passes them on
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the parent passes them on as SIGTERM
         signal.signal(number, signal.SIG_IGN)
     if process.device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // process.world))
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all run on this machine, whatever its name resolves to
     try:
         code = _run_in_group(run, process, f"file://{folder}/store")
-    except OtherStopped:
+    except OtherStopped as error:
+        Path(folder, f"stopped_{process.rank}").write_text(str(error), encoding="utf-8")
         code = FAILED
     except KeyboardInterrupt:
         code = STOPPED
@@ -139,11 +164,12 @@ def _child(run: Callable[[ProcessInfo], int | None], process: ProcessInfo, folde
     sys.exit(code)
 
 
-def _run_in_group(run: Callable[[ProcessInfo], int | None], process: ProcessInfo, store: str) -> int:
+def _run_in_group(run: Callable[[ProcessInfo], int | None], process: ProcessInfo, url: str) -> int:
     if process.device.type == "cuda":
         torch.cuda.set_device(process.device)
     backend = "nccl" if process.device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store, timeout=TIMEOUT, rank=process.rank, world_size=process.world)
+    store = _meet(url, process)
+    dist.init_process_group(backend, store=store, timeout=TIMEOUT, rank=process.rank, world_size=process.world)
     # Harmless: the gradients of 1 x 1 convolutions are copied.
     warnings.filterwarnings("ignore", message="(?s).*Grad strides do not match bucket view strides")
     try:
@@ -156,17 +182,49 @@ def _run_in_group(run: Callable[[ProcessInfo], int | None], process: ProcessInfo
     except RuntimeError as error:
         # When a process of the group ends, the next collective call fails in the others, with a long message.
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise OtherStopped(f"process {process.rank} of {process.world} stops: another one has stopped") from None
+            raise OtherStopped(f"process {process.rank} of {process.world} stops: {_why_others(error)}") from None
         raise
     dist.destroy_process_group()
     return code
 
 
-def _watch(processes: list[Any], folder: Path) -> int:
-    """Start processes, pass signals on to them and wait; if one fails, end the others.
+def _why_others(error: RuntimeError) -> str:
+    """Why this process can no longer work with the others. NCCL may have failed by itself."""
+    line = str(error).partition("\n")[0]
+    return f"{line}; set NCCL_DEBUG=INFO for details" if "NCCL" in line else "another one has stopped"
+
+
+def _meet(url: str, process: ProcessInfo) -> dist.Store:
+    """The store through which the processes of a group find each other.
 
     Args:
-        folder: where a process writes the message of a UserError, as error_{rank}.
+        url: file://..., or env:// for MASTER_ADDR and MASTER_PORT.
+
+    Raises:
+        UserError: there is none at this address, or some processes do not come.
+    """
+    names = ("MASTER_ADDR", "MASTER_PORT")
+    try:
+        if url == "env://" and "MASTER_ADDR" in os.environ:  # PyTorch would try an unknown name until the timeout
+            socket.getaddrinfo(os.environ["MASTER_ADDR"], None)
+        store, _, _ = next(dist.rendezvous(url, process.rank, process.world, timeout=MEETING_TIMEOUT))
+    except (ValueError, RuntimeError, OSError) as error:
+        where = " ".join(f"{name}={os.environ.get(name, '')}" for name in names)
+        reason = (isinstance(error, OSError) and error.strerror) or str(error).partition("\n")[0]
+        raise UserError(
+            f"process {process.rank} of {process.world} cannot meet the others at {where}: {reason}; all need the "
+            "address of the first one's machine, and a port that is free there"
+        ) from None
+    store.set_timeout(TIMEOUT)
+    return store
+
+
+def _watch(processes: list[Any], folder: Path) -> int:
+    """Start processes, pass the first signal on to them and wait; if one fails, end the others.
+
+    Args:
+        folder: where a process writes the message of a UserError, as error_{rank}, or stopped_{rank} if another
+            process may be the cause.
 
     Returns:
         The exit code for all.
@@ -174,41 +232,48 @@ def _watch(processes: list[Any], folder: Path) -> int:
     Raises:
         UserError: the message of a process, or that one was killed.
     """
-    asked: list[int] = []
+    asked = StopRequest()
 
     def pass_on(number: int, frame: object) -> None:
-        if number in asked:  # a second time: end at once
+        if asked.is_second(number):
             _kill_all(processes)
             os._exit(STOPPED)
-        asked.append(number)
         for process in processes:
             if process.is_alive():
                 os.kill(process.pid, signal.SIGTERM)
 
-    for process in processes:
-        process.start()
     before = _catch(pass_on)
     try:
+        for process in processes:
+            process.start()
         codes = _wait_for_all(processes)
     finally:
         _kill_all(processes)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if not asked.number:  # see `StopSignal`
+            _restore(before)
     errors = sorted(folder.glob("error_*"))
     if errors:
         raise UserError(errors[0].read_text(encoding="utf-8"))
-    if asked and -signal.SIGTERM in codes:  # before training began
-        codes = []
+    if asked.number and -signal.SIGTERM in codes:  # before training began; as `run_main` ends a single process
+        return 128 + asked.number
     if killed := [-code for code in codes if code < 0]:
         raise UserError(f"a process was ended by signal {killed[0]}; if it was 9, memory may have run out")
     failed = [code for code in codes if code]
-    return min(failed) if failed else STOPPED if signal.SIGINT in asked else 0
+    stopped = sorted(folder.glob("stopped_*"))
+    if stopped and set(failed) == {FAILED}:  # no process has said why
+        raise UserError(stopped[0].read_text(encoding="utf-8"))
+    return min(failed) if failed else STOPPED if asked.number == signal.SIGINT else 0
 
 
 def _catch(handler: Callable[[int, object], None]) -> dict[int, Any]:
     """Handle the `STOP_SIGNALS` that are not ignored, as under nohup. Returns the previous handlers."""
     handled = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in handled}
+
+
+def _restore(handlers: dict[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def _wait_for_all(processes: list[Any]) -> list[int]:
@@ -276,14 +341,29 @@ def main_first(process: ProcessInfo) -> Iterator[None]:
         barrier(process)
 
 
-class StopSignal:
-    """Whether this process is to stop: after SIGTERM, SIGHUP or Ctrl-C, or because its parent process is gone.
-
-    A second signal raises KeyboardInterrupt at once.
-    """
+class StopRequest:
+    """The first signal that asks this process to stop. Those within `REPEAT_SECONDS` are the same request."""
 
     def __init__(self) -> None:
         self.number = 0
+        self._since = 0.0
+
+    def is_second(self, number: int) -> bool:
+        """Note a signal; whether it is a second request."""
+        if not self.number:
+            self.number, self._since = number, time.monotonic()
+        return time.monotonic() - self._since > REPEAT_SECONDS
+
+
+class StopSignal(StopRequest):
+    """Whether this process is to stop: after SIGTERM, SIGHUP or Ctrl-C, or because its parent process is gone.
+
+    A second request raises KeyboardInterrupt at once; to processes that `launch` started it is left to their parent,
+    which kills them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
         self.asked_of_all = False  # agreed on by all processes after the last step
         self.parent = multiprocessing.parent_process()
         self._before: dict[int, Any] = {}
@@ -293,14 +373,16 @@ class StopSignal:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if not self.number:  # else the same request may come again until the process ends
+            _restore(self._before)
 
     def _note(self, number: int, frame: object) -> None:
-        if self.number:
+        first = not self.number
+        if self.is_second(number) and self.parent is None:
             raise KeyboardInterrupt
-        self.number = number
-        print("\nstopping after this step; a second signal stops at once", file=sys.stderr, flush=True)
+        if first:
+            text = f"\nstopping after this step; a second signal, after {REPEAT_SECONDS:.0f} s, stops at once"
+            print(text, file=sys.stderr, flush=True)
 
     @property
     def asked(self) -> bool:
@@ -316,25 +398,35 @@ class StopSignal:
 class FolderLock:
     """Keeps a second training out of a folder; held until the block or the process ends, however it ends.
 
+    Where the file system has no locks it only warns.
+
     Args:
         folder: must exist.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
+        path = folder / ".lock"
+        if path.exists() and not path.is_file():  # to open a pipe might never end
+            raise UserError(f"{path} is not a file; remove it, or choose another --output")
         with error_context(f"cannot lock {folder}", advice="choose another --output"):
-            self.file = open(folder / ".lock", "a")
+            self.file = open(path, "a")
             try:
                 # lockf, not flock: a lock of flock would live on in loader workers, which outlive a killed training by
                 # some seconds.
                 fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except OSError as error:
-                self.file.close()
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
-                    raise
+                    print(
+                        f"warning: {folder} cannot be locked ({error.strerror}); start no second training in it",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    return
+                self.file.close()
         raise UserError(f"another training runs in {folder}; wait for it, or choose another folder with --output")
 
     def __enter__(self) -> "FolderLock":

@@ -1,6 +1,7 @@
 """The one exception for failures a user can cause, and the one place that turns it into a line and an exit code."""
 
 import os
+import reprlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -44,6 +45,14 @@ def error_context(subject: object, *kinds: type[Exception], advice: str = "") ->
             raise
         reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
         raise UserError(f"{subject}: {reason}{'; ' if advice else ''}{advice}") from error
+
+
+def brief(value: object) -> str:
+    """A value of a file, for a message."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python prints no integer of more than 4300 digits
+        return f"a huge {type(value).__name__}"
 
 
 def one_line(text: str) -> str:

@@ -1,7 +1,6 @@
 """What a training writes down: a text log, the losses of each step as JSON lines, and TensorBoard."""
 
 import json
-import math
 import sys
 import time
 from contextlib import AbstractContextManager
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from common.errors import error_context
+from common.errors import UserError, error_context
 from common.utils.files import atomic_write, make_folder
 
 TENSORBOARD_EVERY = 10  # steps
@@ -31,18 +30,21 @@ class TrainLog:
         steps_per_epoch: to number all steps.
 
     Raises:
-        UserError: a file cannot be written, here and in all methods.
+        UserError: a file cannot be written, here and in all methods; or losses.jsonl is not of a training.
     """
 
     def __init__(self, folder: Path, start: tuple[int, int], steps_per_epoch: int) -> None:
         make_folder(folder)
         self.steps_per_epoch = steps_per_epoch
-        losses = folder / "losses.jsonl"
+        text, losses = folder / "train.txt", folder / "losses.jsonl"
+        for path in (text, losses):
+            if path.exists() and not path.is_file():  # to open a pipe might never end
+                raise UserError(f"{path} is not a file; move it away, or choose another --output")
         _remove_steps_from(start, losses)
         with error_context(f"cannot write into {folder}", advice="choose another --output"):
-            self._text = open(folder / "train.txt", "a", encoding="utf-8")
+            self._text = open(text, "a", encoding="utf-8")
             self._losses = open(losses, "a", encoding="utf-8")
-        self._board = _tensorboard(folder / "tensorboard", self._number(start))
+            self._board = _tensorboard(folder / "tensorboard", self._number(start))
         self._bar: tqdm | None = None
         self._begun = self._waited = 0.0
 
@@ -134,23 +136,28 @@ def _writing(what: str) -> AbstractContextManager[None]:
 
 
 def _remove_steps_from(start: tuple[int, int], path: Path) -> None:
-    """Keep the lines of steps before `start`; a line that a kill cut short is removed, too."""
+    """Keep the lines of steps before `start`; a last line that a kill cut short is removed, too."""
     if not path.exists():
         return
     with error_context(f"cannot read {path}", UnicodeDecodeError, advice="move it away"):
         lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if _position(line) < start]
+    positions = [_position(line) for line in lines]
+    if None in positions[:-1]:
+        number = positions.index(None) + 1
+        raise UserError(f"line {number} of {path} is not of a step of a training; move the file away")
+    kept = [line for line, at in zip(lines, positions, strict=True) if at and at < start]
     if len(kept) < len(lines) or not lines:
         atomic_write(path, "".join(f"{line}\n" for line in kept).encode())
 
 
-def _position(line: str) -> tuple[float, float]:
-    """(epoch, step) of a line; infinity for a broken one."""
+def _position(line: str) -> tuple[int, int] | None:
+    """(epoch, step) of a line, if it has them."""
     try:
         values = json.loads(line)
-        return float(values["epoch"]), float(values["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf, math.inf
+        epoch, step = values["epoch"], values["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return (epoch, step) if type(epoch) is int and type(step) is int else None
 
 
 def _tensorboard(folder: Path, first_step: int) -> Any:

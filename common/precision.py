@@ -6,7 +6,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 P = ParamSpec("P")
@@ -17,6 +17,22 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager:
     """The context in which the network runs; a key of `AMP_DTYPES` names its precision."""
     dtype = AMP_DTYPES[amp]
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
+
+
+class AutocastModule(nn.Module):
+    """Calls a module in the precision that a key of `AMP_DTYPES` names.
+
+    For modules inside `DataParallel`: its threads know whether autocast is on outside, but not in which precision.
+    """
+
+    def __init__(self, module: nn.Module, amp: str) -> None:
+        super().__init__()
+        self.module, self.amp = module, amp
+
+    def forward(self, images: Tensor) -> Any:
+        """(N, 3, H, W) -> what the module returns."""
+        with autocast(images.device, self.amp):
+            return self.module(images)
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:

@@ -154,4 +154,4 @@ def load_model(
     model = build_model(config, layer)
     ignored = load_network(model, content["network"], checkpoint)
     epoch = content.get("epoch")
-    return LoadedModel(model, config, epoch if isinstance(epoch, int) and 0 <= epoch < 10**9 else 0, ignored)
+    return LoadedModel(model, config, epoch if type(epoch) is int and 0 <= epoch < 10**9 else 0, ignored)

@@ -4,7 +4,6 @@ import argparse
 import json
 import math
 import re
-import reprlib
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec.inspect import Field, LiteralType, Metadata, StructType, VarTupleType
 
-from common.errors import UserError, error_context
+from common.errors import UserError, brief, error_context
 from main.config import PRESETS, Config, config_to_dict
 
 ALIASES = {"num_thread": ("--workers",)}  # the usual name beside the published one
@@ -128,7 +127,7 @@ def _merge(values: dict[str, Any], changes: Mapping[str, Any], where: str, prefi
         if name not in values:
             close = get_close_matches(str(name), values, 1)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"choose from {', '.join(values)}"
-            raise UserError(f"{where}: unknown value {prefix}{reprlib.repr(name).strip(chr(39))}; {hint}")
+            raise UserError(f"{where}: unknown value {prefix}{brief(name).strip(chr(39))}; {hint}")
         if isinstance(values[name], dict) and isinstance(value, Mapping):
             _merge(values[name], value, where, f"{name}.")
         elif isinstance(values[name], tuple) and isinstance(value, str):
@@ -147,7 +146,7 @@ def _explain(message: str, values: Any) -> str:
     reason = reason.replace("`", "").replace("array", "list").replace("Expected", "expected")
     if choices := _choices(FIELDS[keys[0]]):
         reason = f"expected one of {choices}"
-    return f"{path} cannot be {reprlib.repr(values)}: {reason}"
+    return f"{path} cannot be {brief(values)}: {reason}"
 
 
 def check_config(config: Config) -> None:

@@ -6,9 +6,7 @@
 Both hold `training`: the position in the training and all that the next step depends on.
 """
 
-import copy
 import re
-import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoint import check_tensor, load_network, read_checkpoint, save_checkpoint
-from common.errors import UserError
+from common.errors import UserError, brief
 from common.utils.files import make_folder
 from data.dataset import MixedSampler
 from main.config import Config, config_to_dict
@@ -150,7 +148,7 @@ def save_progress(
             "last checkpoint is from before that, --continue resumes there"
         )
     name = f"step_{progress.epoch}_{progress.step}.pth" if progress.step else f"snapshot_{progress.epoch - 1}.pth"
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    cuda = torch.cuda.get_rng_state() if is_on_gpu(state.model) else None
     save_checkpoint(
         folder / name,
         state.model,
@@ -184,7 +182,7 @@ def read_resume_point(path: Path) -> ResumePoint:
     step: Any
     epoch, step = (content.get("epoch"), 0) if training is None else (training.get("epoch"), training.get("step"))
     if not all(type(number) is int and 0 <= number < 10**9 for number in (epoch, step)):
-        raise UserError(f"checkpoint {path} does not say how long it was trained: {reprlib.repr((epoch, step))}")
+        raise UserError(f"checkpoint {path} does not say how long it was trained: {brief((epoch, step))}")
     progress = Progress(epoch + 1, 0) if training is None else Progress(epoch, step)
     return ResumePoint(path, progress, content, config, training)
 
@@ -195,7 +193,9 @@ def check_order(resume: ResumePoint, order: Mapping[str, Any], steps_per_epoch: 
         return
     was = resume.training
     changed = ", ".join(
-        f"{key} was {was.get(key)}, is {value}" for key, value in order.items() if was.get(key) != value
+        f"{key} was {brief(was.get(key))}, is {value}"
+        for key, value in order.items()
+        if brief(was.get(key)) != brief(value) or was[key] != value
     )
     if changed or resume.progress.step >= steps_per_epoch:
         raise UserError(
@@ -226,13 +226,12 @@ def restore(resume: ResumePoint, state: TrainState) -> str | None:
                 "the configuration and the epoch"
             )
         training: Any = resume.training
-        if state.scaler.is_enabled() and training["scaler"]:
-            state.scaler.load_state_dict(copy.deepcopy(training["scaler"]))
+        load_scaler(state.scaler, training["scaler"])
         random = training["random"]
         if not isinstance(random, Mapping):  # indexing a tensor with a string only warns
             raise TypeError("its random state is not a dictionary")
         torch.set_rng_state(random["cpu"])
-        if torch.cuda.is_available() and random["cuda"] is not None:
+        if is_on_gpu(state.model) and random["cuda"] is not None:
             torch.cuda.set_rng_state(random["cuda"])
     except MALFORMED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -243,6 +242,33 @@ def restore(resume: ResumePoint, state: TrainState) -> str | None:
             "starts from zero, as in the published system; results will differ from an uninterrupted training"
         )
     return None
+
+
+def is_on_gpu(model: torch.nn.Module) -> bool:
+    """Whether the weights are on a CUDA GPU. Does not itself start CUDA, unlike `torch.cuda.is_available`."""
+    return next(model.parameters()).is_cuda
+
+
+def load_scaler(scaler: torch.amp.GradScaler, saved: Any) -> None:
+    """Restore the loss scale of fp16, if the scaler is enabled. Its settings stay as they are.
+
+    Args:
+        saved: the `state_dict()` of a GradScaler, which is empty where it was not enabled.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    if not isinstance(saved, Mapping):
+        raise TypeError(f"its scaler is {brief(saved)}")
+    if not saved:
+        return
+    scale, tracker = saved.get("scale"), saved.get("_growth_tracker")
+    if type(scale) is not float or not 0 < scale <= torch.finfo(torch.float32).max:
+        raise ValueError(f"its loss scale is {brief(scale)}")
+    if type(tracker) is not int or not 0 <= tracker < 2**31:
+        raise ValueError(f"its scaler has counted {brief(tracker)} steps")
+    if scaler.is_enabled():
+        scaler.load_state_dict({**scaler.state_dict(), "scale": scale, "_growth_tracker": tracker})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any) -> None:

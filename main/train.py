@@ -21,8 +21,8 @@ split; batch norm sees the samples of its own GPU (and microbatch, with --accumu
 unless --sync_bn true.
 
 Exit code: 0; 2 with one line on stderr for an error, such as a loss that is not finite; after Ctrl-C (130), SIGTERM
-and SIGHUP (0) a checkpoint is saved first. --continue takes the values of config.py from the checkpoint; options given
-with it override them.
+and SIGHUP (0) a checkpoint is saved first. A process that torchrun restarts resumes as with --continue, which takes
+the values of config.py from the checkpoint; options given with it override them.
 """
 
 import argparse
@@ -60,6 +60,7 @@ from common.distributed import (
     launch,
     main_first,
     mean_over_processes,
+    restarted_by_torchrun,
     under_torchrun,
 )
 from common.drawing.samples import draw_sheet
@@ -68,7 +69,7 @@ from common.logger import TrainLog
 from common.nets.mano import TwoHandMano
 from common.nets.mano_files import read_hand_models
 from common.options import DATA_HELP, GPU_HELP, MANO_FOLDER, MANO_HELP, ROOT, Parser, count
-from common.precision import autocast
+from common.precision import AutocastModule
 from common.targets import build_images, build_targets
 from common.types import Prediction, Sample, Targets, take
 from common.utils.files import make_folder, write_image
@@ -92,6 +93,8 @@ from main.resume import (
 )
 
 NAMED_SAMPLES = 8  # at most, in a message
+# Each step that is skipped halves the loss scale of fp16, which begins at 65536: at the start, 20 skips in a row.
+LOWEST_SCALE = 2.0**-3
 
 
 def main() -> int:
@@ -116,7 +119,7 @@ def train(args: argparse.Namespace, process: ProcessInfo) -> int:
         sampler, loader = build_data(args, process, config)
         stack.callback(shut_down_workers, loader)
         state, restored = build_state(args, process, config, resume, sampler)
-        network = wrap_model(args, process, state.model)
+        network = wrap_model(args, process, state.model, config.amp)
         criterion = InterWildLoss(config.frames)
         log = None
         if process.is_main:
@@ -143,7 +146,7 @@ def train(args: argparse.Namespace, process: ProcessInfo) -> int:
                 at = progress
                 is_drawn = log is not None and args.visualize_every > 0 and at.step % args.visualize_every == 0
                 result = train_step(network, state, criterion, sample, config, args.channels_last, is_drawn)
-                values = reduce_and_check(result, criterion, process, stop, at, config.amp)
+                values = reduce_and_check(result, criterion, process, stop, at, state.scaler)
                 if log:
                     log.step(at, {"lr": lr, **values}, waited)
                     angles += sum_joint_angles(result)
@@ -188,7 +191,8 @@ def open_output(args: argparse.Namespace, process: ProcessInfo) -> Iterator[Resu
         if process.is_main:
             make_folder(args.output)
             stack.enter_context(FolderLock(args.output))
-            prepare_folder(folder, keep=args.go_on, overwrite=args.overwrite)
+            # A process that torchrun restarted has the same options, with --overwrite among them.
+            prepare_folder(folder, keep=args.go_on or restarted_by_torchrun(), overwrite=args.overwrite)
             path = latest_valid_checkpoint(folder, tell)
         path = from_main(path and str(path), process)
         resume = read_resume_point(Path(path)) if path else None
@@ -289,9 +293,11 @@ def build_state(
     return state, restored
 
 
-def wrap_model(args: argparse.Namespace, process: ProcessInfo, model: nn.Module) -> nn.Module:
-    """The model as the loop calls it, for one or several GPUs."""
-    network: Any = torch.compile(model) if args.compile else model
+def wrap_model(args: argparse.Namespace, process: ProcessInfo, model: nn.Module, amp: str = "none") -> nn.Module:
+    """The model as the loop calls it, for one or several GPUs, in the precision of a key of `AMP_DTYPES`."""
+    if args.compile:
+        model.compile()  # in place: names and states stay those of the model
+    network = AutocastModule(model, amp)
     if args.dp_devices:
         return DataParallel(network, device_ids=args.dp_devices)
     if process.world > 1:
@@ -369,8 +375,7 @@ def train_step(
         is_last = number + 1 == config.accumulate
         # Gradients are exchanged once per step.
         with network.no_sync() if isinstance(network, DistributedDataParallel) and not is_last else nullcontext():
-            with autocast(images.device, config.amp):
-                prediction = network(images)
+            prediction = network(images)
             terms = criterion(prediction, targets)
             state.scaler.scale(reduce(torch.add, terms.values()) / config.accumulate).backward()
         for name, value in terms.items():
@@ -399,7 +404,12 @@ def sum_joint_angles(result: StepResult) -> Tensor:
 
 
 def reduce_and_check(
-    result: StepResult, criterion: InterWildLoss, process: ProcessInfo, stop: StopSignal, at: Progress, amp: str
+    result: StepResult,
+    criterion: InterWildLoss,
+    process: ProcessInfo,
+    stop: StopSignal,
+    at: Progress,
+    scaler: torch.amp.GradScaler,
 ) -> dict[str, float | None]:
     """The numbers of a step over all processes, which also agree here on whether to stop.
 
@@ -408,10 +418,11 @@ def reduce_and_check(
     Args:
         stop: its `asked_of_all` is set.
         at: the step, for messages.
-        amp: as in the configuration.
+        scaler: of the state. Where it is enabled, with --amp fp16, a gradient may overflow: it skips the step.
 
     Raises:
-        UserError: a loss or the gradient is not finite; names the terms and the samples.
+        UserError: a loss or the gradient is not finite, names the terms and the samples; or the gradient overflows
+            however little it is scaled.
     """
     ours = [*result.terms.values(), result.gradient_norm, result.replaced, torch.tensor(float(stop.asked))]
     values = torch.stack([value.to(process.device, torch.float32) for value in ours])
@@ -422,8 +433,13 @@ def reduce_and_check(
     bad = [name for name, value in terms.items() if not math.isfinite(value)]
     if not bad and not math.isfinite(gradient_norm):
         gradient_norm = None
-        if amp != "fp16":  # there an overflow is part of the method: the scaler skips the step
+        if not scaler.is_enabled():
             bad = ["gradient"]
+        elif scaler.get_scale() < LOWEST_SCALE:
+            raise UserError(
+                f"the gradient at epoch {at.epoch}, step {at.step} is not finite in float16 even at a loss scale of "
+                f"{LOWEST_SCALE:g}, and no step has any effect; use --amp bf16 or none, or lower --lr"
+            )
     if bad:
         samples = find_nonfinite_samples(result, criterion, process, bad)
         more = f" and {len(samples) - NAMED_SAMPLES} more" if len(samples) > NAMED_SAMPLES else ""
@@ -494,6 +510,8 @@ def check_processes(args: argparse.Namespace, devices: list[torch.device]) -> No
     on_cpu = devices[0].type == "cpu"
     if args.parallel == "dp" and under_torchrun():
         raise UserError("--parallel dp is one process for all GPUs: start it with python instead of torchrun")
+    if args.parallel == "dp" and args.compile:
+        raise UserError("--parallel dp copies the network in each step, so it cannot be compiled: leave out --compile")
     if args.parallel == "dp" and on_cpu:
         raise UserError("--parallel dp is for GPUs; on the CPU leave it out, or set --processes")
     if args.processes > 1 and under_torchrun():

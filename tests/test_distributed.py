@@ -1,8 +1,11 @@
 """Processes that work together: they end together, with one line, and none outlives the one that started it."""
 
 import argparse
+import errno
+import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.distributed import ProcessInfo, StopSignal, barrier, launch
+from common import distributed
+from common.distributed import FolderLock, ProcessInfo, StopSignal, barrier, launch
 from common.errors import UserError
 from main.train import wrap_model
 
@@ -29,6 +33,16 @@ def fail_in_second(process: ProcessInfo) -> None:
     if process.rank:
         raise UserError("this is wrong")
     barrier(process)
+
+
+def miss_file_in_second(process: ProcessInfo) -> None:
+    if process.rank:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "there.jpg")
+    barrier(process)
+
+
+def fail_in_nccl(process: ProcessInfo) -> None:
+    raise torch.distributed.DistBackendError("NCCL error in: x.cpp:1, unhandled system error\nLast error: ...")
 
 
 def kill_second(process: ProcessInfo) -> None:
@@ -76,6 +90,8 @@ def start_script(folder: Path, work: str, sign: str) -> subprocess.Popen:
     [
         (fail_everywhere, r"^this is wrong$"),
         (fail_in_second, r"^this is wrong \(process 1 of 2\)$"),
+        (miss_file_in_second, r"^there.jpg: No such file or directory$"),
+        (fail_in_nccl, r"NCCL error in: x.cpp:1, unhandled system error; set NCCL_DEBUG=INFO for details$"),
         (kill_second, "a process was ended by signal 9"),
     ],
 )
@@ -103,14 +119,92 @@ def test_none_outlives_the_one_that_started_it(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
-def test_a_terminal_that_goes_away_lets_all_save(tmp_path: Path) -> None:
-    """It sends SIGHUP to every process of the group; that each is asked once, and not twice, is the parent's care."""
+@pytest.mark.parametrize(
+    ("number", "to_group", "code"),
+    [(signal.SIGHUP, False, 0), (signal.SIGTERM, True, 0), (signal.SIGINT, True, 130)],
+)
+def test_a_signal_to_one_or_all_lets_all_save(tmp_path: Path, number: int, to_group: bool, code: int) -> None:
+    """A terminal, `timeout`, systemd and Slurm signal the group, `timeout` its child twice: it is one request."""
     with start_script(tmp_path, "work_until_asked", "at work 1") as parent:
         while not (tmp_path / "at work 0").exists():
             time.sleep(0.05)
-        os.killpg(parent.pid, signal.SIGHUP)
-        assert parent.wait(60) == 0
+        if to_group:
+            os.kill(parent.pid, number)
+            time.sleep(0.1)
+        (os.killpg if to_group else os.kill)(parent.pid, number)
+        assert parent.wait(60) == code
     assert {path.name for path in tmp_path.glob("saved *")} == {"saved 0", "saved 1"}
+
+
+def test_a_second_request_ends_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one that comes later than the repetitions of the first."""
+    monkeypatch.setattr(distributed, "REPEAT_SECONDS", 0.2)
+    before = {number: signal.getsignal(number) for number in distributed.STOP_SIGNALS}
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.number == signal.SIGTERM
+            time.sleep(0.3)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({}, "MASTER_ADDR expected, but not set"),
+        ({"MASTER_ADDR": "localhost", "MASTER_PORT": "port"}, "MASTER_PORT=port: invalid literal"),
+        ({"MASTER_ADDR": "localhost", "MASTER_PORT": "99999"}, "port must have value from 0 to 65535"),
+        ({"MASTER_ADDR": "no.such.host.invalid", "MASTER_PORT": "29500"}, "no.such.host.invalid"),
+        ({"MASTER_ADDR": "localhost", "MASTER_PORT": "taken"}, "address already in use"),
+        ({"RANK": "2"}, "RANK='2', WORLD_SIZE='2'"),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE='many'"),
+    ],
+)
+def test_processes_that_cannot_meet(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], told: str) -> None:
+    """One line each, which names the variables, and without waiting."""
+    for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **environment}.items():
+            monkeypatch.setenv(name, port if value == "taken" else value)
+        with pytest.raises(UserError, match=told) as caught:
+            launch(fail_everywhere, TWO)
+    assert "\n" not in str(caught.value)
+
+
+def test_processes_that_never_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have ten minutes, not the two hours that a step may take."""
+    monkeypatch.setattr(distributed, "MEETING_TIMEOUT", distributed.timedelta(seconds=1))
+    with socket.create_server(("", 0)) as free:
+        port = str(free.getsockname()[1])
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    with pytest.raises(UserError, match="process 0 of 2 cannot meet the others at .*1/2 clients joined"):
+        launch(fail_everywhere, TWO)
+
+
+def test_a_file_system_without_locks_gives_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Some network file systems have none; that is no reason not to train."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with FolderLock(tmp_path):
+        pass
+    warning = capsys.readouterr().err
+    assert "cannot be locked (No locks available); start no second training in it" in warning
+    assert warning.count("\n") == 1
 
 
 def is_alive(pid: int) -> bool:

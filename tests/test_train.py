@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,11 +20,13 @@ import pytest
 import torch
 
 from common.criterion import InterWildLoss
+from common.devices import parse_devices
 from common.distributed import FolderLock, ProcessInfo, StopSignal
 from common.drawing.samples import draw_sheet
 from common.errors import UserError
 from common.logger import TrainLog
-from common.types import Sample
+from common.targets import build_images
+from common.types import Prediction, Sample
 from main import train as program
 from main.build import build_model
 from main.config import PRESETS, Config, config_to_dict
@@ -34,6 +38,7 @@ from main.resume import (
     latest_valid_checkpoint,
     list_snapshots,
     load_optimizer,
+    load_scaler,
     read_resume_point,
 )
 from tests.faults.kill_test import compare
@@ -97,10 +102,12 @@ def stop_before(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int) -> None:
     """As if SIGTERM came in a step."""
     reduce_and_check = program.reduce_and_check
 
-    def stopping(result: object, criterion: object, process: ProcessInfo, stop: StopSignal, at: Progress, amp: str):
+    def stopping(
+        result: object, criterion: object, process: ProcessInfo, stop: StopSignal, at: Progress, *more: object
+    ):
         if at == (epoch, step):
             stop.number = signal.SIGTERM
-        return reduce_and_check(result, criterion, process, stop, at, amp)
+        return reduce_and_check(result, criterion, process, stop, at, *more)
 
     monkeypatch.setattr(program, "reduce_and_check", stopping)
 
@@ -190,6 +197,16 @@ def test_other_training_is_not_overwritten_by_mistake(toy: Path, middle: Path) -
     assert len(list_snapshots(middle / "model_dump")) == 2
 
 
+def test_restarted_by_torchrun_it_resumes(
+    toy: Path, undisturbed: Path, middle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun gives the same options once more, --overwrite among them, which would throw away all the work."""
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    shutil.copytree(undisturbed / "log", middle / "log")
+    assert run(toy, middle, "--overwrite") == 0
+    assert compare(undisturbed, middle) == []
+
+
 def test_other_order_of_the_data_within_an_epoch_is_refused(toy: Path, middle: Path) -> None:
     """With another batch size the checkpoint's step would be another place in the data."""
     with pytest.raises(UserError, match="global_batch was 2, is 4"):
@@ -208,6 +225,52 @@ def test_second_training_in_a_folder_is_refused_until_the_first_is_gone(tmp_path
             FolderLock(tmp_path)
         other.kill()
     FolderLock(tmp_path)
+
+
+# ---- Devices ----
+
+
+def test_on_the_cpu_no_cuda_call_is_made(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that others use, or that hangs, does not concern --gpu cpu: starting CUDA takes memory there, or waits.
+
+    PyTorch's optimizers themselves ask whether there is a GPU, which does not start CUDA.
+    """
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("this starts CUDA")
+
+    def refuse_ours() -> bool:
+        caller = sys._getframe(1).f_globals["__name__"]
+        assert caller.startswith("torch."), f"{caller} asks for CUDA"
+        return False
+
+    for name in ("init", "_lazy_init", "get_rng_state", "set_rng_state", "current_device", "device_count"):
+        monkeypatch.setattr(torch.cuda, name, refuse)
+    monkeypatch.setattr(torch.cuda, "is_available", refuse_ours)
+    assert parse_devices("cpu") == [torch.device("cpu")]
+    assert run(toy, tmp_path, "--end_epoch", "1") == 0
+    assert run(toy, tmp_path, "--end_epoch", "2", "--continue") == 0
+
+
+def test_a_driver_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML still finds the GPUs; PyTorch says why it cannot use them only in a warning."""
+
+    def is_available() -> bool:
+        warnings.warn(
+            "CUDA initialization: The NVIDIA driver on your system is too old (found version 1).\nMore", stacklevel=1
+        )
+        return False
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    for text in (None, "0"):
+        with pytest.raises(
+            UserError, match="driver on your system is too old .*; --gpu cpu works everywhere"
+        ) as caught:
+            parse_devices(text)
+        assert "\n" not in str(caught.value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert parse_devices(None) == parse_devices("0-1") == [torch.device("cuda", 0), torch.device("cuda", 1)]
 
 
 # ---- The optimizer's state, exchanged with the published system ----
@@ -373,6 +436,36 @@ def test_moments_that_share_memory_are_copied(toy: Path, middle: Path) -> None:
     assert optimizer.state[model.body_backbone.conv1.weight]["exp_avg"].unique().numel() > 1
 
 
+@pytest.mark.parametrize(
+    ("saved", "told"),
+    [
+        (None, "its scaler is None"),
+        ([], r"its scaler is \[\]"),
+        ({"scale": 1.0}, "counted None"),
+        ({"scale": float("inf")}, "loss scale is inf"),
+        ({"scale": 1e300}, r"loss scale is 1e\+300"),
+        ({"scale": 0.0}, "loss scale is 0.0"),
+        ({"scale": True}, "loss scale is True"),
+        ({"scale": 2.0, "_growth_tracker": 10**5000}, "counted a huge int"),
+        ({"scale": 2.0, "_growth_tracker": -1}, "counted -1"),
+    ],
+)
+@pytest.mark.parametrize("enabled", [True, False])
+def test_loss_scale_that_makes_no_sense_is_refused(saved: object, told: str, enabled: bool) -> None:
+    """Infinite, it would skip each step; what PyTorch does with another type is its secret."""
+    with pytest.raises((TypeError, ValueError), match=told):  # `restore` names the file
+        load_scaler(torch.amp.GradScaler("cpu", enabled=enabled), saved)
+
+
+def test_loss_scale_is_restored() -> None:
+    """With the steps since it last changed."""
+    scaler = torch.amp.GradScaler("cpu")
+    load_scaler(scaler, {**scaler.state_dict(), "scale": 8.0, "_growth_tracker": 7})
+    assert scaler.state_dict()["scale"] == 8.0 and scaler.state_dict()["_growth_tracker"] == 7
+    load_scaler(scaler, {})  # of a training without fp16
+    assert scaler.state_dict()["scale"] == 8.0
+
+
 # ---- Shared out ----
 
 
@@ -387,7 +480,7 @@ def test_parts_of_a_step_give_its_losses_and_gradient(toy: Path, tmp_path: Path)
         criterion = InterWildLoss(config.frames)
         result = program.train_step(state.model, state, criterion, sample, config)
         at = Progress(0, 0)
-        losses.append(program.reduce_and_check(result, criterion, PROCESS, StopSignal(), at, config.amp))
+        losses.append(program.reduce_and_check(result, criterion, PROCESS, StopSignal(), at, state.scaler))
         made.append([weight.grad for weight in state.model.parameters() if weight.requires_grad])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     for whole, summed in zip(*made, strict=True):
@@ -455,6 +548,65 @@ def test_batch_norm_over_processes_needs_gpus(toy: Path, tmp_path: Path) -> None
         run(toy, tmp_path, "--sync_bn", "true")
 
 
+class StandInReplicas(torch.nn.DataParallel):
+    """Does on the CPU what DataParallel does on two GPUs: replicas that share the module's attributes, each in a thread
+    of its own that knows whether autocast is on outside, but not its precision."""
+
+    def forward(self, images: torch.Tensor) -> Prediction:
+        outputs: dict[int, Prediction] = {}
+        is_on = torch.is_autocast_enabled()
+
+        def work(index: int, part: torch.Tensor) -> None:
+            with torch.inference_mode(), torch.autocast("cpu", torch.float16, enabled=is_on):
+                outputs[index] = copy.deepcopy(self.module)(part)
+
+        threads = [threading.Thread(target=work, args=item) for item in enumerate(images.chunk(2))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return gather(outputs[0], outputs[1])
+
+
+def gather(*outputs: Prediction) -> Prediction:
+    """Along the batch."""
+    return type(outputs[0])(
+        *(gather(*x) if isinstance(x[0], tuple) else torch.cat(x) for x in zip(*outputs, strict=True))
+    )
+
+
+def test_one_process_for_all_gpus_computes_in_the_precision_of_the_options(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The threads of DataParallel would compute in float16 whatever --amp says, if autocast were opened outside."""
+    monkeypatch.setattr(program, "DataParallel", lambda module, device_ids: StandInReplicas(module))
+    args = program.parse_args(options(toy, tmp_path, "--amp", "bf16"))
+    args.dp_devices = [PROCESS.device] * 2
+    state, sample = first_step(args, read_config(args))
+    model, seen = state.model.eval(), set()
+    model.body_backbone.conv1.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    network = program.wrap_model(args, PROCESS, model, "bf16")
+    assert isinstance(network, StandInReplicas)
+    images = build_images(sample)
+    shared = network(images)
+    assert seen == {torch.bfloat16}
+    args.dp_devices = None
+    with torch.inference_mode():
+        alone = program.wrap_model(args, PROCESS, model, "bf16")(images)
+    torch.testing.assert_close(shared.joints_hand_hm, alone.joints_hand_hm, rtol=1e-3, atol=1e-2)
+
+
+def test_compiled_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module stays what it is, for checkpoints and for DistributedDataParallel; replicas of DataParallel would call
+    the compiled code of the first."""
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    args, model = argparse.Namespace(compile=True, dp_devices=None), torch.nn.Linear(2, 2)
+    assert program.wrap_model(args, PROCESS, model).module is model and compiled == [model]
+    with pytest.raises(UserError, match="leave out --compile"):
+        program.check_processes(program.parse_args(["--parallel", "dp", "--compile"]), [torch.device("cuda", 0)])
+
+
 # ---- Not finite, not readable ----
 
 
@@ -516,6 +668,28 @@ def test_nan_in_the_network_stops_before_it_is_saved(
     assert list_snapshots(tmp_path / "model_dump") == []
 
 
+def test_fp16_whose_gradient_never_becomes_finite_ends(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step would be skipped, to the end and with exit code 0."""
+    taken: list[Progress] = []
+
+    def step(network: object, state: TrainState, *_: object) -> program.StepResult:
+        taken.append(Progress(0, 0))
+        weight = state.model.body_backbone.conv1.weight
+        state.scaler.scale(weight.sum()).backward()
+        weight.grad.fill_(torch.inf)
+        state.scaler.unscale_(state.optimizer)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        return program.StepResult(terms={"x": torch.ones(())}, gradient_norm=torch.tensor(torch.inf))
+
+    monkeypatch.setattr(program, "train_step", step)
+    with pytest.raises(UserError, match="at epoch 4, step 3 is not finite in float16.*use --amp bf16"):
+        run(toy, tmp_path, "--amp", "fp16", "--end_epoch", "50")
+    assert len(taken) == 20
+
+
 # ---- The command line ----
 
 
@@ -550,6 +724,12 @@ def test_every_value_can_be_set(tmp_path: Path) -> None:
         ({"lr": float("nan")}, "lr cannot be"),
         ({"end_epoch": 1.5}, "end_epoch cannot be 1.5"),
         ({"end_epoch": True}, "end_epoch cannot be True"),
+        ({"seed": int("9" * 400)}, "seed cannot be 9999.*9999"),
+        ({"seed": "9" * 400}, "seed cannot be '9999.*9999'"),
+        ({"lr": 10**600}, "lr cannot be 1000.*0000"),
+        ({"lr": "1e600"}, "lr cannot be '1e600'"),
+        ({"augmentation": {"rot": 10**600}}, "augmentation.rot cannot be 1000"),
+        ({"box_channels": 10**5000}, "box_channels cannot be a huge int"),
         ({"frames": 3}, "frames cannot be 3"),
         ({"frames": {"crop": [2, "x"]}}, "crop.1. cannot be 'x'"),
         ({"sync_bn": "maybe"}, "sync_bn cannot be 'maybe'"),
@@ -585,6 +765,34 @@ def test_log_on_a_full_disk_says_so(tmp_path: Path) -> None:
     log._losses = open("/dev/full", "w")  # noqa: SIM115
     with pytest.raises(UserError, match="free some space"):
         log.step((0, 0), {"total": 1.0}, 0.0)
+
+
+def test_log_replaces_nothing_that_is_not_its_own(tmp_path: Path) -> None:
+    """A folder, a pipe, which would be waited for, and a file of something else."""
+    step = '{"epoch": 0, "step": 0}\n'
+    losses, board = tmp_path / "losses.jsonl", tmp_path / "tensorboard"
+    for content in (
+        "my notes\n" + step,
+        '{"epoch": true, "step": 0}\n' + step,
+        "[" * 10**5 + "\n" + step,
+        "[1e999]\n7\n",
+    ):
+        losses.write_text(content)
+        with pytest.raises(UserError, match="line 1 of .*losses.jsonl is not of a step"):
+            TrainLog(tmp_path, (0, 1), 10)
+        assert losses.read_text() == content
+    losses.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="cannot read .*losses.jsonl"):
+        TrainLog(tmp_path, (0, 1), 10)
+    losses.unlink()
+    os.mkfifo(losses)
+    with pytest.raises(UserError, match="losses.jsonl is not a file"):
+        TrainLog(tmp_path, (0, 1), 10)
+    losses.unlink()
+    board.write_text("mine")
+    with pytest.raises(UserError, match="cannot write into .*exists"):
+        TrainLog(tmp_path, (0, 1), 10)
+    assert board.read_text() == "mine"
 
 
 def test_sheet_shows_what_cannot_be_drawn_as_nothing(toy: Path, tmp_path: Path) -> None:

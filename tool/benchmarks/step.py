@@ -53,7 +53,7 @@ def open_run(bench: Bench, dtype: str, data: Path, mano: Path, output: Path) -> 
     process = ProcessInfo(0, 1, 0, bench.device)
     sampler, loader = train.build_data(args, process, config)
     state, _ = train.build_state(args, process, config)
-    network, criterion = train.wrap_model(args, process, state.model), InterWildLoss(config.frames)
+    network, criterion = train.wrap_model(args, process, state.model, amp), InterWildLoss(config.frames)
     keys = [key for keys in sampler for key in keys]
     return Run(state, network, criterion, config, process, loader.dataset, keys, args.channels_last)
 
@@ -68,7 +68,7 @@ def make_batch(run: Run, batch: int, device: torch.device) -> Sample:
 def step(run: Run, sample: Sample) -> None:
     """One step, with its numbers read, as the loop does."""
     result = train.train_step(run.network, run.state, run.criterion, sample, run.config, run.channels_last)
-    train.reduce_and_check(result, run.criterion, run.process, StopSignal(), Progress(0, 0), run.config.amp)
+    train.reduce_and_check(result, run.criterion, run.process, StopSignal(), Progress(0, 0), run.state.scaler)
 
 
 class BackboneStep:
