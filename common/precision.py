@@ -49,6 +49,11 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     return in_full_precision
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision becomes float32; float64 stays, so that a network in float64 computes in it throughout."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def _device_type(arguments: Any) -> str:
     for value in arguments:
         if isinstance(value, Tensor):
@@ -60,7 +65,7 @@ def _device_type(arguments: Any) -> str:
 
 def _to_float(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+        return at_least_float32(value)
     if isinstance(value, dict):
         return {key: _to_float(item) for key, item in value.items()}
     if isinstance(value, tuple):

@@ -30,8 +30,11 @@ class ManoParams(NamedTuple):
     betas: Array  # (..., 2, 10)
 
 
-class Prediction(NamedTuple):
-    """What the network predicts for N crops. The left hand is a left hand: nothing here is mirrored."""
+class Parameters(NamedTuple):
+    """What the network computes for N crops before the hand model: the outputs of an exported network.
+
+    The left hand is a left hand: nothing here is mirrored.
+    """
 
     box_centers_body_hm: Tensor  # (N, 2, 2) x, y
     box_sizes_body_hm: Tensor  # (N, 2, 2) w, h; unbounded, may be negative
@@ -39,11 +42,24 @@ class Prediction(NamedTuple):
     crop_to_hand: Tensor  # (N, 2, 2, 3) affine, no gradient
     joints_hand_hm: Tensor  # (N, 2, J, 3) 2.5D joints: x, y in cells, z in root-relative depth bins
     mano: ManoParams
+    root_transl: Tensor  # (N, 2, 3) m, wrist in the hand's own virtual camera
+    rel_transl: Tensor  # (N, 3) m, left wrist - right wrist
+
+
+class Prediction(NamedTuple):
+    """What the network predicts for N crops: `Parameters`, and the meshes that they pose."""
+
+    box_centers_body_hm: Tensor
+    box_sizes_body_hm: Tensor
+    box_scores: Tensor
+    crop_to_hand: Tensor
+    joints_hand_hm: Tensor
+    mano: ManoParams
     vertices_rel: Tensor  # (N, 2, V, 3) m, own wrist at the origin
     joints_rel: Tensor  # (N, 2, J, 3) m, own wrist at the origin
     joints_proj_hand_hm: Tensor  # (N, 2, J, 2) MANO joints projected by the virtual camera
-    root_transl: Tensor  # (N, 2, 3) m, wrist in the hand's own virtual camera
-    rel_transl: Tensor  # (N, 3) m, left wrist - right wrist
+    root_transl: Tensor
+    rel_transl: Tensor
 
 
 # ---- Annotations, and the targets and ground truth made of them ----

@@ -1,4 +1,4 @@
-"""InterWild: the network, step by step."""
+"""InterWild: the network, step by step: what the checkpoint computes, then the meshes of the hand model."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from common.nets.position_net import PositionNet
 from common.nets.resnet import ResNetBackbone
 from common.nets.rotation_net import RotationNet
 from common.nets.trans_net import TransNet
-from common.types import ManoParams, Prediction
+from common.types import ManoParams, Parameters, Prediction
 from common.utils.boxes import restore_box
 from common.utils.frames import Frames, rescale
 from common.utils.joints import JOINTS
@@ -60,6 +60,10 @@ class InterWild(nn.Module):
 
     def forward(self, image_crop: Tensor) -> Prediction:
         """(N, 3, H, W) RGB in [0, 1], no mean or deviation subtracted -> `Prediction`."""
+        return pose_meshes(self.predict_parameters(image_crop), self.mano_layer, self.frames)
+
+    def predict_parameters(self, image_crop: Tensor) -> Parameters:
+        """The step that needs the checkpoint and no hand model: (N, 3, H, W) as in `forward` -> `Parameters`."""
         frames = self.frames
 
         # Find both hands.
@@ -72,31 +76,25 @@ class InterWild(nn.Module):
         joints = self.hand_position_net(features)
         global_orient, hand_pose, betas, root_transl = self.hand_rotation_net(features, joints.detach())
 
-        # Mirror the left one back to a left hand, then pose both meshes.
+        # Mirror the left one back to a left hand.
         joints_hand_hm = unmirror_left(joints, self.mirror_joints)
         mano = ManoParams(
             global_orient=unmirror_left(global_orient, mirror_rotation),
             hand_pose=unmirror_left(hand_pose, mirror_rotation),
             betas=betas.unflatten(0, (-1, 2)),
         )
-        root_transl = unmirror_left(root_transl, mirror_translation)
-        vertices_rel, joints_rel = to_wrist(*self.mano_layer(mano))
-        joints_proj_hand_hm = self.project_to_hand_hm(joints_rel + root_transl[:, :, None])
 
         # The left hand's position relative to the right.
         rel_transl = self.hand_trans_net(joints_hand_hm.detach(), crop_to_hand)
 
-        return Prediction(
+        return Parameters(
             box_centers_body_hm=centers,
             box_sizes_body_hm=sizes,
             box_scores=scores,
             crop_to_hand=crop_to_hand,
             joints_hand_hm=joints_hand_hm,
             mano=mano,
-            vertices_rel=vertices_rel,
-            joints_rel=joints_rel,
-            joints_proj_hand_hm=joints_proj_hand_hm,
-            root_transl=root_transl,
+            root_transl=unmirror_left(root_transl, mirror_translation),
             rel_transl=rel_transl,
         )
 
@@ -106,13 +104,25 @@ class InterWild(nn.Module):
         joints_hand = rescale(joints_hand_hm, self.frames.hand_hm, self.frames.hand)
         return rescale(mirror_points(joints_hand, self.frames.hand[1]), self.frames.hand, self.frames.hand_hm)
 
-    def project_to_hand_hm(self, points_cam: Tensor) -> Tensor:
-        """(..., 3) m in a hand's virtual camera -> (..., 2) in `hand_hm`."""
-        frames = self.frames
-        depth = points_cam[..., 2:] + PROJECTION_EPSILON
-        centered = points_cam[..., :2] / depth * frames.focal
-        points_hand = torch.stack([centered[..., axis] + frames.princpt[axis] for axis in (0, 1)], -1)
-        return rescale(points_hand, frames.hand, frames.hand_hm)
+
+def pose_meshes(parameters: Parameters, mano: TwoHandMano, frames: Frames) -> Prediction:
+    """The step that needs the hand models and no checkpoint: both meshes, relative to their wrists and projected."""
+    vertices_rel, joints_rel = to_wrist(*mano(parameters.mano))
+    joints_cam = joints_rel + parameters.root_transl[:, :, None]
+    return Prediction(
+        **parameters._asdict(),
+        vertices_rel=vertices_rel,
+        joints_rel=joints_rel,
+        joints_proj_hand_hm=project_to_hand_hm(joints_cam, frames),
+    )
+
+
+def project_to_hand_hm(points_cam: Tensor, frames: Frames) -> Tensor:
+    """(..., 3) m in a hand's virtual camera -> (..., 2) in `hand_hm`."""
+    depth = points_cam[..., 2:] + PROJECTION_EPSILON
+    centered = points_cam[..., :2] / depth * frames.focal
+    points_hand = torch.stack([centered[..., axis] + frames.princpt[axis] for axis in (0, 1)], -1)
+    return rescale(points_hand, frames.hand, frames.hand_hm)
 
 
 def unmirror_left(x: Tensor, mirror: Callable[[Tensor], Tensor]) -> Tensor:

@@ -67,6 +67,21 @@ def test_shapes_and_types(small_model, images):
     assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in tensors.values())
 
 
+def test_parameters_need_no_hand_model(small_model, images):
+    """The first step alone, in a network without MANO, has the bits of the whole; float64 is kept to the end."""
+    model = build_model(SMALL, mano=None).eval()
+    model.load_state_dict(small_model.state_dict())
+    with torch.inference_mode():
+        whole = flat(small_model(images[:1]))
+        alone = flat(model.predict_parameters(images[:1]))
+        exact = flat(model.double().predict_parameters(images[:1].double()))
+    assert len(alone) == 10 and all(torch.equal(alone[name], whole[name]) for name in alone)
+    for name, value in exact.items():
+        assert value.dtype == torch.float64, name
+        worst = (alone[name] - value).abs().max() / value.abs().max()
+        assert 0 < worst < 1e-3, name  # 0 would mean that it was computed in float32
+
+
 def test_a_batch_equals_its_samples(small_model, images):
     """Nothing leaks from one image to another, and any batch size works."""
     with torch.inference_mode():

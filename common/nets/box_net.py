@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from common.nets.layers import deconv_bn_relu, init_head
+from common.precision import at_least_float32
 from common.utils.heatmaps import sample_features, soft_argmax
 
 
@@ -32,10 +33,10 @@ class BoxNet(nn.Module):
         probability of the centre heatmap at the centre: low if the heatmap has two peaks.
         """
         features = self.deconv(body_features)
-        logits = self.bbox_center(features).float()
+        logits = at_least_float32(self.bbox_center(features))
         centers = soft_argmax(logits)
         at_center = sample_features(features, centers.detach())
         sizes = torch.stack((self.rhand_size(at_center[:, 0]), self.lhand_size(at_center[:, 1])), 1)
         probability = logits.flatten(2).softmax(-1).view_as(logits)
         scores = sample_features(probability, centers.detach()).diagonal(dim1=1, dim2=2)
-        return centers, sizes.float(), scores
+        return centers, at_least_float32(sizes), scores

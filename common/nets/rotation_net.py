@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from common.nets.layers import conv_bn_relu, init_head
+from common.precision import at_least_float32
 from common.utils.frames import Frames
 from common.utils.heatmaps import sample_features
 from common.utils.rotations import matrix_to_axis_angle, rot6d_to_matrix
@@ -37,7 +38,7 @@ class RotationNet(nn.Module):
         """(M, C, H, W), detached joints (M, J, 3) -> global_orient (M, 3), hand_pose (M, 15, 3) axis-angle,
         betas (M, 10), root_transl (M, 3) m in the virtual camera."""
         pooled = hand_features.mean((2, 3))
-        betas, camera = self.shape_out(pooled).float(), self.cam_out(pooled).float()
+        betas, camera = at_least_float32(self.shape_out(pooled)), at_least_float32(self.cam_out(pooled))
         root_transl = torch.cat((camera[:, :2], self.depth_scale * camera[:, 2:].sigmoid()), -1)
 
         at_joints = sample_features(self.conv(hand_features), joints_hand_hm[..., :2])

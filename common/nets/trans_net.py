@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from common.nets.layers import conv_bn_relu, init_head
 from common.nets.resnet import ResNetBackbone
-from common.precision import full_precision
+from common.precision import at_least_float32, full_precision
 from common.utils.affine import apply_affine, box_to_grid, invert_affine
 from common.utils.frames import Frames, rescale
 from common.utils.heatmaps import sample_features
@@ -110,4 +110,4 @@ class TransNet(nn.Module):
         stride = frames.pair_hm[0] // features.shape[-2]
         wrists = joints[:, :, WRIST, :2] / stride
         tokens = torch.cat((sample_features(features, wrists), wrists), -1)
-        return self.fc(tokens.flatten(1)).float()
+        return at_least_float32(self.fc(tokens.flatten(1)))
