@@ -27,7 +27,7 @@ from torchvision.models.detection import (
 
 from common.errors import UserError, error_context
 from common.types import SIDES
-from demo.predictor import PhotoHands
+from demo.hands import PhotoHands
 
 Detections = tuple[np.ndarray, np.ndarray]  # boxes (P, 4) xyxy px, scores (P,)
 Detector = Callable[[list[np.ndarray]], Sequence[Detections]]

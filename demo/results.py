@@ -23,7 +23,7 @@ from common.utils.camera import Camera, project
 from common.utils.files import atomic_write, make_folder, write_image, write_json
 from common.utils.images import TURNS
 from common.utils.joints import JOINTS
-from demo.predictor import Hand, PhotoHands
+from demo.hands import Hand, PhotoHands
 from demo.side_view import draw_side_view
 
 MAX_NAME = 255  # characters of a file name, where the system does not tell

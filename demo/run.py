@@ -18,8 +18,9 @@ from common.options import VIDEO_SUFFIXES
 from common.utils.camera import Camera
 from common.utils.files import write_image
 from common.utils.images import has_alpha, image_size, load_photo, quiet_opencv
+from demo.hands import PhotoHands
 from demo.people import load_detector
-from demo.predictor import HandPredictor, PhotoHands, PreparedPhoto
+from demo.predictor import HandPredictor, PreparedPhoto
 from demo.result_sheet import draw_result_sheet
 from demo.results import ResultWriter
 

@@ -10,6 +10,7 @@ import torch
 from common.errors import UserError
 from common.utils.camera import Camera
 from demo import people
+from demo.hands import Hand, PhotoHands
 from demo.people import (
     Person,
     TorchvisionDetector,
@@ -20,7 +21,6 @@ from demo.people import (
     load_detector,
     read_boxes,
 )
-from demo.predictor import Hand, PhotoHands
 
 SIZE = (600, 1000)
 

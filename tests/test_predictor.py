@@ -12,7 +12,8 @@ from inputs import smooth_image_uint8
 from common.errors import UserError
 from common.utils.camera import Camera, project
 from common.utils.images import load_image
-from demo.predictor import HandPredictor, PhotoHands
+from demo.hands import PhotoHands
+from demo.predictor import HandPredictor
 from demo.results import camera_to_dict, photo_to_dict
 
 
