@@ -4,6 +4,7 @@
     python demo.py --gpu cpu --input a.jpg 'more/*.png'
     python demo.py --hand auto --min_confidence 0.3    # leave out a hand that is not in the photo
     python demo.py --focal 1500 --princpt 960 540      # the photos' real camera: hands in metric camera space
+    python demo.py --people auto                       # photos with several people: each one's hands
     python demo.py --input clip.mp4                    # people are found and followed, their hands smoothed over time
 
 Written for each photo NAME, beside this script or under --output:
@@ -17,6 +18,8 @@ Written for each photo NAME, beside this script or under --output:
     results/NAME.json                      everything as data: joints in 3D and 2D, cameras, confidences
     sheet.jpg                              with --sheet: all photos (at most 40) on one contact sheet
 
+With several people in a photo: NAME_person1_right.obj and so on. Images, NAME.glb, boxes and results hold all people.
+
 Written for each video NAME:
 
     NAME/overlay.mp4                       the video with the hands drawn over it, its time stamps and sound kept
@@ -25,13 +28,14 @@ Written for each video NAME:
 
 NAME is the file's name without its suffix. Photos that would share it get their folders' names or their suffix, too.
 
-A photo should show one person, roughly cropped; a video may show several. A photo or video that cannot be read is
-skipped and named; the exit code is then 2.
+Without --people auto, a photo should show one person, roughly cropped. A photo or video that cannot be read is skipped
+and named; the exit code is then 2.
 """
 
 import argparse
 import glob
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -59,7 +63,7 @@ MAX_FOCAL_PIXELS, MAX_BATCH = 1e6, 4096
 
 def main() -> None:
     args = parse_args()
-    names = name_outputs(find_images(args.input))
+    names = name_outputs(find_images(args.input), several=args.people == "auto" or args.boxes is not None)
     for file in find_other_files(args.input):
         print(one_line(f"not a photo or video, skipped: {file}"), file=sys.stderr)
 
@@ -105,18 +109,29 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--renderer", choices=RENDERERS, default="auto", help="what draws the meshes (default: auto)")
     parser.add_argument("--batch_size", type=count, default=16, help="photos per batch of the network (default: 16)")
-    video = parser.add_argument_group("videos")
-    video.add_argument(
+    people = parser.add_argument_group("people")
+    people.add_argument(
         "--people",
-        choices=("auto", "one"),
-        default="auto",
-        help="auto: detect and follow people; one: the whole frame is one person (default: auto)",
+        choices=("one", "auto"),
+        help="one: the whole photo or frame is one person; auto: people are detected (default: one for photos, auto "
+        "for videos)",
     )
-    video.add_argument(
+    people.add_argument(
+        "--boxes",
+        type=Path,
+        metavar="FILE",
+        help='the people of all photos instead: JSON {"photo.jpg": [[x1, y1, x2, y2], ...], ...}, px',
+    )
+    people.add_argument(
         "--detector", default="fast", metavar="NAME", help="fast, accurate, or your own MODULE:FUNCTION (default: fast)"
     )
-    video.add_argument("--min_person", type=fraction, default=0.5, help="score that starts a track (default: 0.5)")
-    video.add_argument("--max_people", type=count, default=8, help="in a frame, the largest (default: 8)")
+    people.add_argument(
+        "--min_person", type=fraction, default=0.5, help="lowest score of a person, or to start a track (default: 0.5)"
+    )
+    people.add_argument(
+        "--max_people", type=count, default=8, help="in a photo or frame, the largest are kept (default: 8)"
+    )
+    video = parser.add_argument_group("videos")
     video.add_argument("--detect_every", type=finite, default=0.17, help="s between detections (default: 0.17)")
     video.add_argument("--smooth", type=finite, default=3.0, help="Hz; 0: frame by frame (default: 3)")
     video.add_argument(
@@ -208,8 +223,8 @@ def _is_photo(file: Path) -> bool:
     return file.suffix.lower() in IMAGE_SUFFIXES | HEIC_SUFFIXES | VIDEO_SUFFIXES
 
 
-def name_outputs(files: list[Path]) -> dict[Path, str]:
-    """File -> the NAME of its results, no two alike.
+def name_outputs(files: list[Path], several: bool = False) -> dict[Path, str]:
+    """File -> the NAME of its results, no two alike; with `several` people also none like NAME_person1 of another.
 
     The file's name without its suffix; where two would share it, with the names of its folders below the common folder
     of all files; where two still would, with the suffix as well; else numbered.
@@ -228,6 +243,9 @@ def name_outputs(files: list[Path]) -> dict[Path, str]:
     taken: set[str] = set()
     for index, name in enumerate(names):
         number = 2
+        person_of = re.fullmatch(r"(.+)_person\d+", name) if several else None
+        if person_of and person_of[1] in names:
+            taken.add(name)
         while names[index] in taken:
             names[index], number = f"{name}_{number}", number + 1
         taken.add(names[index])

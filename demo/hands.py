@@ -1,4 +1,4 @@
-"""What the demo reports: the hands of one person in one photo."""
+"""What the demo reports of a person: both hands, where they are, and whose they are."""
 
 from dataclasses import dataclass
 
@@ -70,3 +70,20 @@ class PhotoHands:
     def hands(self) -> list[Hand]:
         """The hands that were not dropped, right first."""
         return [hand for hand in (self.right, self.left) if hand is not None]
+
+
+@dataclass(frozen=True)
+class PersonHands(PhotoHands):
+    """Both hands of one of several people in a photo.
+
+    Attributes:
+        id: 1, 2, ... from left to right.
+        source: "detector", "boxes" (given), or "photo": nobody was found, so the whole photo is one person.
+        score: of the detector, 0 to 1; 1 where there is none.
+        box_image: (4,) xyxy px, the person, cut to the photo.
+    """
+
+    id: int
+    source: str
+    score: float
+    box_image: np.ndarray

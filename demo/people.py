@@ -25,9 +25,9 @@ from torchvision.models.detection import (
     fasterrcnn_resnet50_fpn_v2,
 )
 
-from common.errors import UserError, error_context
+from common.errors import UserError, error_context, is_out_of_memory
 from common.types import SIDES
-from demo.hands import PhotoHands
+from demo.hands import PersonHands, PhotoHands
 
 Detections = tuple[np.ndarray, np.ndarray]  # boxes (P, 4) xyxy px, scores (P,)
 Detector = Callable[[list[np.ndarray]], Sequence[Detections]]
@@ -141,7 +141,7 @@ def fetch_weights(url: str, what: str, otherwise: str) -> Mapping[str, torch.Ten
 
 
 def detect_people(detector: Detector, images: list[np.ndarray]) -> list[Detections]:
-    """Run a detector and check what it returns.
+    """Run a detector and check what it returns. Boxes may still be unusable, see `usable_boxes`.
 
     Raises:
         UserError: the detector fails, or returns something else than boxes and scores for each image.
@@ -151,6 +151,8 @@ def detect_people(detector: Detector, images: list[np.ndarray]) -> list[Detectio
     except UserError:
         raise
     except Exception as error:  # a user's function may raise anything
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"the person detector failed: {type(error).__name__}: {error}") from error
     if len(found) != len(images):
         raise UserError(f"the person detector returned {len(found)} results for {len(images)} images")
@@ -251,17 +253,39 @@ def read_boxes(path: Path) -> dict[str, np.ndarray]:
 
 
 def given_people(boxes: np.ndarray, image_size: tuple[int, int]) -> tuple[list[Person], list[str]]:
-    """The people of given boxes, numbered from left to right; what is wrong with those left out."""
+    """The people of given boxes, numbered from left to right; the whole photo if none can be used.
+
+    Returns:
+        The people, and what is wrong with the boxes that are left out.
+    """
     cut, usable, problems = usable_boxes(boxes, image_size)
     problems += [
         f"box {np.round(box, 1).tolist()} is smaller than {MIN_SIDE} px: left out"
         for box, good in zip(cut, usable, strict=True)
         if not good and 0 < (box[2:] - box[:2]).min() < MIN_SIDE
     ]
-    return number_people([("boxes", 1.0, box) for box in cut[usable]]), problems
+    return number_people([("boxes", 1.0, box) for box in cut[usable]]) or [whole_photo(image_size)], problems
+
+
+def boxes_of(boxes: Mapping[str, np.ndarray], photo: Path) -> np.ndarray:
+    """A photo's boxes from `read_boxes`: by its path, or else by its file name.
+
+    Raises:
+        UserError: the photo is not named.
+    """
+    for name in (str(photo), photo.name):
+        if name in boxes:
+            return boxes[name]
+    raise UserError(f'--boxes does not name this photo: add "{photo.name}": [[x1, y1, x2, y2], ...]')
 
 
 # ---- Whose hand? ----
+
+
+def report_people(people: Sequence[Person], results: Sequence[PhotoHands]) -> list[PersonHands]:
+    """Each person's hands with the person's box, without the hands of neighbours."""
+    own = drop_neighbours_hands(people, results)
+    return [PersonHands(**vars(result), **person._asdict()) for person, result in zip(people, own, strict=True)]
 
 
 def drop_neighbours_hands(people: Sequence[Person], results: Sequence[PhotoHands]) -> list[PhotoHands]:

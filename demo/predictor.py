@@ -5,10 +5,13 @@
     predictor = HandPredictor.load("demo/snapshot_6.pth")
     photo = predictor("photo.jpg")
     photo.right.joints_cam, photo.right.camera, photo.confidences
+    for person in predictor.people("photo.jpg"):
+        person.id, person.box_image, person.hands
 
 `demo/demo.py` adds options and output files.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +31,16 @@ from common.utils.camera import Camera, place_before_camera
 from common.utils.heatmaps import bin_to_depth
 from common.utils.images import load_photo, warp_image
 from common.utils.joints import WRIST
-from demo.hands import Hand, PhotoHands
+from demo.hands import Hand, PersonHands, PhotoHands
 from demo.motion import Observations
+from demo.people import Detector, Person, choose_people, detect_people, given_people, load_detector, report_people
 from main.build import load_model, prepare_inference
 from main.config import Config
 from main.model import InterWild
 
 # With `hand="auto"`, two boxes that overlap by more than this are considered one hand detected twice.
 SAME_HAND_IOU = 0.8
+PEOPLE_BATCH = 16  # people of a photo that go through the network together
 
 Arrays = Any  # a named tuple of tensors, such as `Prediction`, with NumPy arrays in their place
 
@@ -163,6 +168,55 @@ class HandPredictor:
         """
         array = image if isinstance(image, np.ndarray) else load_photo(Path(image), ignore_exif)[0]
         return self.predict([self.prepare(array, box_xywh, intrinsics)], hand, min_confidence)[0]
+
+    def prepare_person(self, image: np.ndarray, person: Person, intrinsics: Camera | None = None) -> PreparedPhoto:
+        """`prepare` for one of a photo's people."""
+        if person.source == "photo":
+            return self.prepare(image, None, intrinsics)
+        x1, y1, x2, y2 = person.box_image.tolist()
+        return self.prepare(image, (x1, y1, x2 - x1, y2 - y1), intrinsics)
+
+    def people(
+        self,
+        image: str | Path | np.ndarray,
+        detector: str | Detector = "fast",
+        boxes: Sequence[Sequence[float]] | np.ndarray | None = None,
+        intrinsics: Camera | None = None,
+        hand: str = "both",
+        min_confidence: float = 0.0,
+        min_person: float = 0.5,
+        max_people: int = 8,
+        ignore_exif: bool = False,
+    ) -> list[PersonHands]:
+        """All people of one photo, from left to right. If nobody is found, the whole photo is one person.
+
+        A hand that two people's crops show is reported once. Boxes that cannot be used are left out with a warning.
+
+        Args:
+            detector: "fast", "accurate", "MODULE:FUNCTION", or a function, see `demo.people`.
+            boxes: (P, 4) xyxy px of the people; nobody is detected then.
+            min_person: people of a lower score are left out.
+            max_people: the largest are kept.
+
+        The other arguments are those of `__call__`.
+
+        Raises:
+            UserError: the photo cannot be read, or the detector fails.
+        """
+        array = image if isinstance(image, np.ndarray) else load_photo(Path(image), ignore_exif)[0]
+        size = array.shape[:2]
+        if boxes is not None:
+            found, problems = given_people(np.asarray(boxes), size)
+        else:
+            detect = load_detector(detector, self.device) if isinstance(detector, str) else detector
+            found, problems = choose_people(detect_people(detect, [array])[0], size, min_person, max_people)
+        for problem in problems:
+            warnings.warn(problem, stacklevel=2)
+        results: list[PhotoHands] = []
+        for start in range(0, len(found), PEOPLE_BATCH):
+            crops = [self.prepare_person(array, person, intrinsics) for person in found[start : start + PEOPLE_BATCH]]
+            results += self.predict(crops, hand, min_confidence)
+        return report_people(found, results)
 
     @torch.inference_mode()
     def _run(self, photos: Sequence[PreparedPhoto], hand: str) -> list[tuple[PreparedPhoto, tuple[Arrays, Arrays]]]:

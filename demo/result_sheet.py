@@ -37,13 +37,18 @@ def draw_result_sheet(folder: Path, photos: Mapping[Path, str]) -> np.ndarray:
         if len(strips) == MAX_PHOTOS or not result.is_file():
             continue
         content = json.loads(result.read_bytes())
-        shown = [side for side in SIDES if "dropped" not in content["hands"][side]]
+        people = [one["hands"] for one in content.get("people", [content])]
+        shown = [(side, hands[side]) for hands in people for side in SIDES if "dropped" not in hands[side]]
+        every = [hands[side] for hands in people for side in SIDES]
         photo = turn_upright(load_image(path), content.get("exif_orientation", 1))
-        close_up = square_around([content["hands"][side]["box_image"] for side in shown or SIDES], photo.shape[:2])
+        boxes = [hand["box_image"] for _, hand in shown] or [hand["box_image"] for hand in every]
+        close_up = square_around(boxes, photo.shape[:2])
         strip = [cut(photo, whole(photo.shape[:2]))]
         strip += [cut(load_image(folder / "renders" / f"{name}_{kind}.jpg"), close_up) for kind in KINDS]
         strips.append(strip)
-        confidences = ", ".join(f"{side} {content['hands'][side]['confidence']:.2f}" for side in shown)
+        confidences = ", ".join(f"{side} {hand['confidence']:.2f}" for side, hand in shown)
+        if len(people) > 1:
+            confidences = f"{len(people)} people, {len(shown)} hands"
         captions.append(f"{name}: {confidences or 'no hand'}")
     if not strips:
         return np.full((TILE, TILE, 3), PAPER, np.uint8)

@@ -4,8 +4,9 @@ Frames and units are the same in every file: pixels of the photo, centers at int
 camera's axes, x right, y down, z away; rotations as axis-angle in radians. Only GLB has y up, as viewers expect.
 """
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from common.utils.camera import Camera, project
 from common.utils.files import atomic_write, make_folder, write_image, write_json
 from common.utils.images import TURNS
 from common.utils.joints import JOINTS
-from demo.hands import Hand, PhotoHands
+from demo.hands import Hand, PersonHands, PhotoHands
 from demo.side_view import draw_side_view
 
 MAX_NAME = 255  # characters of a file name, where the system does not tell
@@ -33,6 +34,7 @@ UNITS = {
     "cam": "metres, x right, y down, z away from the camera",
     "rotations": "axis-angle, radians",
 }
+SHARED_KEYS = ("name", "image_size", "units", "hand_model", "joint_names")  # of all people in a photo
 DEPTH_METRIC = "metric: the hands stand before the given camera"
 DEPTH_VIRTUAL = "virtual: the camera is unknown, only differences in depth within one camera mean anything"
 
@@ -63,6 +65,7 @@ class ResultWriter:
     ) -> None:
         self.folder, self.faces, self.hand_model = folder, faces, hand_model
         self.mesh_formats, self.html, self.renderer = tuple(mesh_formats), html, renderer
+        self._people_before: dict[str, int] = {}  # photo's name -> people of an earlier run
         # A missing renderer or a read-only folder is found now, not after the network has run.
         render_hands(np.zeros((1, 1, 3), np.uint8), [], renderer)
         for name in FOLDERS:
@@ -71,27 +74,36 @@ class ResultWriter:
             atomic_write(probe, b"")
             probe.unlink(missing_ok=True)
 
-    def begin(self, name: str) -> None:
+    def begin(self, name: str, people: int = 1) -> None:
         """Remove `results/NAME.json` of an earlier run: where it exists, a photo's other files are of the same run.
+
+        Args:
+            people: how many there may be.
 
         Raises:
             UserError: the results' names would be too long.
             OSError: the old file cannot be removed.
         """
-        longest = len(os.fsencode(f"{name}_skeleton.jpg"))
+        endings = ("_skeleton.jpg", f"_person{people}_right.json" if people > 1 else "")
+        longest = len(os.fsencode(name)) + max(map(len, endings))
         limit = os.pathconf(self.folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else MAX_NAME
         if longest > limit:
             raise UserError(f"its results' file names would have {longest} bytes, of at most {limit}; "
                             "choose a shorter name")  # fmt: skip
-        self._path("results", name, ".json").unlink(missing_ok=True)
+        old = self._path("results", name, ".json")
+        with suppress(Exception):  # an old file may hold anything
+            self._people_before[name] = len(json.loads(old.read_bytes())["people"])
+        old.unlink(missing_ok=True)
 
-    def write(self, name: str, image: np.ndarray, photo: PhotoHands | Exception, orientation: int = 1) -> None:
+    def write(
+        self, name: str, image: np.ndarray, photo: PhotoHands | Sequence[PersonHands] | Exception, orientation: int = 1
+    ) -> None:
         """Write all files of one photo. Nothing is written if its results are not finite or cannot be drawn.
 
         Args:
             name: the files' name.
             image: (H, W, 3) uint8 RGB.
-            photo: an exception is raised here.
+            photo: the hands of the photo's one person, or of each of its people; an exception is raised here.
             orientation: the EXIF orientation that was undone, see `common.utils.images.load_photo`.
 
         Raises:
@@ -99,27 +111,36 @@ class ResultWriter:
         """
         if isinstance(photo, Exception):
             raise photo
-        content = photo_to_dict(name, photo, self.hand_model)
+        people = [photo] if isinstance(photo, PhotoHands) else list(photo)
+        content = people_to_dict(name, people, self.hand_model)
         if orientation != 1:
             content |= {"exif_orientation": orientation, "turned": TURNS[orientation]}
-        meshes = [HandMesh(hand.vertices_cam, self._faces(hand), SIDES.index(hand.side), hand.camera)
-                  for hand in photo.hands]  # fmt: skip
-        scene = meshes if photo.pair or photo.metric else merge_into_shared_camera(meshes)
-        images = self._draw(image, photo, meshes)
-        self._remove_dropped(name, photo)
+        meshes = [
+            [HandMesh(hand.vertices_cam, self._faces(hand), SIDES.index(hand.side), hand.camera) for hand in one.hands]
+            for one in people
+        ]
+        scene = merge_into_shared_camera([hand for hands in meshes for hand in hands])
+        images = self._draw(image, people, meshes)
+        stems = [name if len(people) == 1 else f"{name}_person{number}" for number in range(1, len(people) + 1)]
+        self._remove_stale(name, dict(zip(stems, people, strict=True)), bool(scene))
         for kind, drawn in images.items():
             write_image(self._path("renders", name, f"_{kind}.jpg"), drawn)
-        for hand in photo.hands:
-            self._write_hand(name, hand, photo)
+        for stem, one in zip(stems, people, strict=True):
+            for hand in one.hands:
+                self._write_hand(stem, hand, one)
         if "glb" in self.mesh_formats and scene:
             write_glb(self._path("meshes", name, ".glb"), scene)
         if self.html and scene:
             write_html(self._path("renders", name, ".html"), scene, name)
-        boxes = {
-            side: {"box": photo.boxes_image[index].tolist(), "confidence": float(photo.confidences[index])}
-            for index, side in enumerate(SIDES)
-        }
-        write_json(self._path("boxes", name, ".json"), boxes)
+        boxes = [
+            _person_to_dict(one)
+            | {
+                side: {"box": one.boxes_image[index].tolist(), "confidence": float(one.confidences[index])}
+                for index, side in enumerate(SIDES)
+            }
+            for one in people
+        ]
+        write_json(self._path("boxes", name, ".json"), boxes[0] if len(boxes) == 1 else {"people": boxes})
         write_json(self._path("results", name, ".json"), content)  # last: where it is, the others are
 
     def _path(self, folder: str, name: str, ending: str) -> Path:
@@ -128,29 +149,37 @@ class ResultWriter:
     def _faces(self, hand: Hand) -> np.ndarray:
         return self.faces[SIDES.index(hand.side)]
 
-    def _remove_dropped(self, name: str, photo: PhotoHands) -> None:
-        """Remove an earlier run's files of a hand that is left out now."""
-        for side in photo.dropped:
-            stale = [self._path("params", name, f"_{side}.json")]
-            stale += [self._path("meshes", name, f"_{side}.{suffix}") for suffix in ("obj", "ply")]
-            if not photo.hands:
-                stale += [self._path("meshes", name, ".glb"), self._path("renders", name, ".html")]
-            for path in stale:
-                with suppress(OSError):
-                    path.unlink(missing_ok=True)
+    def _remove_stale(self, name: str, people: Mapping[str, PhotoHands], any_hand: bool) -> None:
+        """Remove an earlier run's files of people and hands that are left out now. `people`: stem of files -> hands."""
+        before = self._people_before.pop(name, 0)
+        stale = []
+        for stem in {name, *(f"{name}_person{number}" for number in range(1, before + 1)), *people}:
+            for side in SIDES:
+                if stem not in people or side in people[stem].dropped:
+                    stale.append(self._path("params", stem, f"_{side}.json"))
+                    stale += [self._path("meshes", stem, f"_{side}.{suffix}") for suffix in ("obj", "ply")]
+        if not any_hand:
+            stale += [self._path("meshes", name, ".glb"), self._path("renders", name, ".html")]
+        for path in stale:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
-    def _draw(self, image: np.ndarray, photo: PhotoHands, meshes: list[HandMesh]) -> dict[str, np.ndarray]:
-        """Kind -> (H, W, 3) uint8 RGB."""
-        shown = np.array([side not in photo.dropped for side in SIDES])
-        joints = np.zeros((2, len(JOINTS), 2))
-        for hand in photo.hands:
-            joints[SIDES.index(hand.side)] = hand.joints_image
-        return {
-            "box": draw_boxes(image, photo.boxes_image, photo.confidences, shown),
-            "skeleton": draw_skeletons(image, joints, shown),
-            "mesh": render_hands(image, meshes, self.renderer),
-            "side": draw_side_view(photo.image_size, meshes, photo.pair, self.renderer),
-        }
+    def _draw(
+        self, image: np.ndarray, people: Sequence[PhotoHands], meshes: Sequence[list[HandMesh]]
+    ) -> dict[str, np.ndarray]:
+        """Kind -> (H, W, 3) uint8 RGB. All people together; larger boxes, which are nearer, on top."""
+        box, skeleton, mesh, side = image, image, image, None
+        for one, hands in sorted(zip(people, meshes, strict=True), key=lambda pair: _box_area(pair[0])):
+            shown = np.array([name not in one.dropped for name in SIDES])
+            joints = np.zeros((2, len(JOINTS), 2))
+            for hand in one.hands:
+                joints[SIDES.index(hand.side)] = hand.joints_image
+            box = draw_boxes(box, one.boxes_image, one.confidences, shown)
+            skeleton = draw_skeletons(skeleton, joints, shown)
+            mesh = render_hands(mesh, hands, self.renderer)
+            side = draw_side_view(one.image_size, hands, one.pair, self.renderer, side)
+        assert side is not None
+        return {"box": box, "skeleton": skeleton, "mesh": mesh, "side": side}
 
     def _write_hand(self, name: str, hand: Hand, photo: PhotoHands) -> None:
         stem, faces = f"_{hand.side}", self._faces(hand)
@@ -171,23 +200,37 @@ class ResultWriter:
 
 
 def merge_into_shared_camera(hands: Sequence[HandMesh]) -> list[HandMesh]:
-    """Move hands with a virtual camera each to where the photo shows them, in the first one's camera.
+    """Move hands with several cameras to where the photo shows them, in the first one's camera.
 
-    Their sizes stay. Their distance, in units of the first one, is a guess, and their depths mean nothing; but the
-    hands do not intersect, as they would without it.
+    Hands that share a camera, such as a pair, move together; those of the first camera stay. Sizes do not change. The
+    distance between virtual cameras, in units of the first one, is a guess, and depths mean nothing; but the hands do
+    not intersect, as they would without it.
 
     Raises:
         UserError: the first hand's camera sees it as a point.
     """
-    moved = list(hands[:1])
-    if len(hands) > 1 and not np.all(hands[0].camera.focal):
+    groups: dict[int, list[HandMesh]] = {}
+    for hand in hands:
+        groups.setdefault(id(hand.camera), []).append(hand)
+    if len(groups) < 2:
+        return list(hands)
+    camera = hands[0].camera
+    if not np.all(camera.focal):
         raise UserError("the network predicts a hand without extent; the checkpoint may be damaged or untrained")
-    for hand in hands[1:]:
-        first, middle = moved[0], hand.vertices_cam.mean(0)
-        xy = (project(middle, hand.camera) - first.camera.princpt) / first.camera.focal
-        shift = np.append(xy, first.vertices_cam[:, 2].mean()) - middle
-        moved.append(replace(hand, vertices_cam=hand.vertices_cam + shift, camera=first.camera))
-    return moved
+    depth = hands[0].vertices_cam[:, 2].mean()
+    shifts = {id(camera): np.zeros(3)}
+    for group in groups.values():
+        own = group[0].camera
+        if own is not camera:
+            middle = np.concatenate([hand.vertices_cam for hand in group]).mean(0)
+            xy = (project(middle, own) - camera.princpt) / camera.focal
+            shifts[id(own)] = np.append(xy if camera.orthographic else xy * depth, depth) - middle
+    return [
+        hand
+        if hand.camera is camera
+        else replace(hand, vertices_cam=hand.vertices_cam + shifts[id(hand.camera)], camera=camera)
+        for hand in hands
+    ]
 
 
 def camera_to_dict(camera: Camera) -> dict[str, Any]:
@@ -203,6 +246,27 @@ def camera_to_dict(camera: Camera) -> dict[str, Any]:
         "princpt": [float(value) for value in camera.princpt],
         "projection": formula,
     }
+
+
+def people_to_dict(name: str, people: Sequence[PhotoHands], hand_model: str) -> dict[str, Any]:
+    """`photo_to_dict` of the photo's one person; of several under "people", with what they share beside it."""
+    contents = [_person_to_dict(one) | photo_to_dict(name, one, hand_model) for one in people]
+    if len(contents) == 1:
+        return contents[0]
+    shared = {key: contents[0][key] for key in SHARED_KEYS}
+    own = [{key: value for key, value in content.items() if key not in shared} for content in contents]
+    return shared | {"people": own}
+
+
+def _person_to_dict(one: PhotoHands) -> dict[str, Any]:
+    """Who it is; nothing where the photo was taken as one person's crop."""
+    if not isinstance(one, PersonHands):
+        return {}
+    return {"id": one.id, "source": one.source, "score": one.score, "box_image": one.box_image.tolist()}
+
+
+def _box_area(one: PhotoHands) -> float:
+    return float((one.box_image[2:] - one.box_image[:2]).prod()) if isinstance(one, PersonHands) else 0.0
 
 
 def photo_to_dict(name: str, photo: PhotoHands, hand_model: str) -> dict[str, Any]:

@@ -5,6 +5,8 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +20,26 @@ from common.options import VIDEO_SUFFIXES
 from common.utils.camera import Camera
 from common.utils.files import write_image
 from common.utils.images import has_alpha, image_size, load_photo, quiet_opencv
-from demo.hands import PhotoHands
-from demo.people import load_detector
+from demo.hands import PersonHands, PhotoHands
+from demo.people import (
+    Detections,
+    Detector,
+    Person,
+    boxes_of,
+    choose_people,
+    detect_people,
+    given_people,
+    load_detector,
+    read_boxes,
+    report_people,
+    whole_photo,
+)
 from demo.predictor import HandPredictor, PreparedPhoto
 from demo.result_sheet import draw_result_sheet
 from demo.results import ResultWriter
 
 THREADS = 4  # that read and write beside the network
+DETECT_BATCH = 4  # photos that the person detector sees together; they are large
 HELD_BYTES = 512 << 20  # of decoded photos that are read ahead, or not yet written
 ALPHA_WARNING = (
     "warning: {file} has transparent pixels; the network sees the colour stored under them, as in the published"
@@ -40,6 +55,19 @@ class Photo(NamedTuple):
     future: Future
 
 
+@dataclass
+class Loaded:
+    """A photo that was read, on its way through the network."""
+
+    photo: Photo
+    image: np.ndarray  # (H, W, 3) uint8 RGB, upright
+    orientation: int  # of EXIF, undone
+    camera: Camera | None
+    people: list[Person] | None = None  # None: not detected yet
+    whole: PreparedPhoto | None = None  # of `--people one`: prepared while the network computes
+    results: list[PhotoHands | Exception] = field(default_factory=list)  # one a person
+
+
 def run(args: argparse.Namespace, names: Mapping[Path, str]) -> None:
     """Process photos and videos, and write their results.
 
@@ -48,37 +76,50 @@ def run(args: argparse.Namespace, names: Mapping[Path, str]) -> None:
         names: file -> NAME of its results.
 
     Raises:
-        UserError: a photo or video failed; the others are done.
+        UserError: a photo or video failed, or some of its boxes were left out; the others are done.
     """
     videos = {file: name for file, name in names.items() if file.suffix.lower() in VIDEO_SUFFIXES}
     names = {file: name for file, name in names.items() if file not in videos}
     quiet_opencv()
+    boxes = read_boxes(args.boxes) if args.boxes else None
     devices = parse_devices(args.gpu)
     if args.gpu is None:
         devices = devices[:1]  # one photo at a time gains nothing from several
     predictor = HandPredictor.load(args.checkpoint, args.mano, devices)
+    load_once = cache(lambda: load_detector(args.detector, predictor.device))
     found = f"photos: {len(names)}" + (f", videos: {len(videos)}" if videos else "")
     print(f"{found}; on {', '.join(map(str, devices))}; hand model: {predictor.hand_model_name}")
     failed: set[Path] = set()
+    flawed: set[Path] = set()
     if names:
+        detector = load_once() if args.people == "auto" and boxes is None else None
         writer = ResultWriter(
             args.output, predictor.faces, predictor.hand_model_name, args.mesh_formats, args.html, args.renderer
         )
-        failed = process(names, predictor, writer, args)
+        failed, flawed = process(names, predictor, writer, args, detector, boxes)
     done = {file: name for file, name in names.items() if file not in failed}
     if args.sheet and done:
         write_image(args.output / "sheet.jpg", draw_result_sheet(args.output, done), quality=90)
     if names:
         where = f"boxes, meshes, params, renders and results are in {args.output}"
         print(f"{len(done)} of {len(names)} photos done; {where}")
-    bad_videos = process_videos(videos, predictor, args)
-    counts = ((failed, names, "photos"), (bad_videos, videos, "videos"))
+    bad_videos = process_videos(videos, predictor, args, load_once)
+    counts = (
+        (failed, names, "photos could not be done"),
+        (flawed, names, "photos have boxes that were left out"),
+        (bad_videos, videos, "videos could not be done"),
+    )
     problems = [f"{len(bad)} of {len(every)} {what}" for bad, every, what in counts if bad]
     if problems:
-        raise UserError(f"{' and '.join(problems)} could not be done; see the errors above")
+        raise UserError(f"{' and '.join(problems)}; see the errors above")
 
 
-def process_videos(videos: Mapping[Path, str], predictor: HandPredictor, args: argparse.Namespace) -> set[Path]:
+def process_videos(
+    videos: Mapping[Path, str],
+    predictor: HandPredictor,
+    args: argparse.Namespace,
+    load_once: Callable[[], Detector],
+) -> set[Path]:
     """Run all videos. Returns those that failed or are damaged; each is named with its reason."""
     bad: set[Path] = set()
     if not videos:
@@ -88,15 +129,12 @@ def process_videos(videos: Mapping[Path, str], predictor: HandPredictor, args: a
         from demo.video_hands import VideoOptions, process_video
     except ModuleNotFoundError as error:
         raise UserError(f"videos need the package {error.name}: pip install av") from None
-    detector = None
     with StopSignal() as stop:
         for file, name in videos.items():
             try:
                 VideoReader(file)  # before the detector's weights are downloaded
-                if args.people == "auto" and detector is None:
-                    detector = load_detector(args.detector, predictor.device)
                 options = VideoOptions(
-                    detector=detector,
+                    detector=None if args.people == "one" else load_once(),
                     detect_every=args.detect_every,
                     min_person=args.min_person,
                     max_people=args.max_people,
@@ -122,24 +160,43 @@ def process_videos(videos: Mapping[Path, str], predictor: HandPredictor, args: a
 
 
 def process(
-    names: Mapping[Path, str], predictor: HandPredictor, writer: ResultWriter, args: argparse.Namespace
-) -> set[Path]:
-    """Run all photos. Returns those that failed; each is named with its reason."""
+    names: Mapping[Path, str],
+    predictor: HandPredictor,
+    writer: ResultWriter,
+    args: argparse.Namespace,
+    detector: Detector | None = None,
+    boxes: Mapping[str, np.ndarray] | None = None,
+) -> tuple[set[Path], set[Path]]:
+    """Run all photos.
+
+    Args:
+        detector: finds the people.
+        boxes: of the people, see `demo.people.read_boxes`. Without both, each photo is one person's crop.
+
+    Returns:
+        Photos that failed, and photos where boxes were left out. Each is named with its reason.
+    """
     failed: set[Path] = set()
+    flawed: set[Path] = set()
     transparent: list[Path] = []
     waiting = deque(names)
     reading: deque[Photo] = deque()
     writing: deque[Photo] = deque()
     progress = tqdm(total=len(names), unit="photo", dynamic_ncols=True)
+    one_person = detector is None and boxes is None
+    most_people = args.max_people if boxes is None else max(map(len, boxes.values()), default=1)
 
-    def read(file: Path) -> tuple[np.ndarray, int, PreparedPhoto]:
-        writer.begin(names[file])
+    def say(file: Path, problem: str) -> None:
+        progress.write(one_line(f"{file.name}: {problem}"), file=sys.stderr)
+
+    def read(file: Path) -> tuple[np.ndarray, int, PreparedPhoto | None]:
+        writer.begin(names[file], 1 if one_person else most_people)
         image, orientation = load_photo(file, args.ignore_exif)
         if not transparent and has_alpha(file):
             transparent.append(file)
             progress.write(one_line(ALPHA_WARNING.format(file=file.name)), file=sys.stderr)
         camera = real_camera(args.focal, args.princpt, image.shape[:2])
-        return image, orientation, predictor.prepare(image, intrinsics=camera)
+        return image, orientation, predictor.prepare(image, intrinsics=camera) if one_person else None
 
     def attempt(file: Path, work: Callable[[], Any]) -> Any:
         """What `work` makes of a photo, or None: whatever goes wrong with one photo must not end the others."""
@@ -150,8 +207,7 @@ def process(
                 raise
             failed.add(file)
             progress.update()
-            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            progress.write(one_line(f"{file.name}: {reason}"), file=sys.stderr)
+            say(file, str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
         return None
 
     def read_ahead() -> None:
@@ -164,6 +220,54 @@ def process(
             file = waiting.popleft()
             reading.append(Photo(file, size, pool.submit(read, file)))
 
+    def load(photo: Photo) -> Loaded:
+        image, orientation, whole = photo.future.result()
+        size = image.shape[:2]
+        loaded = Loaded(photo, image, orientation, real_camera(args.focal, args.princpt, size), whole=whole)
+        if one_person:
+            loaded.people = [whole_photo(size)]
+        elif boxes is not None:
+            loaded.people = checked(photo.file, given_people(boxes_of(boxes, photo.file), size))
+        return loaded
+
+    def checked(file: Path, found: tuple[list[Person], list[str]]) -> list[Person]:
+        people, problems = found
+        for problem in problems:
+            flawed.add(file)
+            say(file, problem)
+        return people
+
+    def detect(photos: list[Loaded]) -> None:
+        """Find the people of those photos where they are not known yet."""
+        assert detector is not None
+        for start in range(0, len(photos), DETECT_BATCH):
+            batch = photos[start : start + DETECT_BATCH]
+            for loaded, found in zip(batch, detect_each(detector, [one.image for one in batch]), strict=True):
+                size = loaded.image.shape[:2]
+                work = partial(chosen, found, size)
+                if people := attempt(loaded.photo.file, work):
+                    loaded.people = checked(loaded.photo.file, people)
+
+    def chosen(found: Detections | Exception, size: tuple[int, int]) -> tuple[list[Person], list[str]]:
+        if isinstance(found, Exception):
+            raise found
+        return choose_people(found, size, args.min_person, args.max_people)
+
+    def prepare(crop: tuple[Loaded, Person]) -> PreparedPhoto:
+        loaded, person = crop
+        return loaded.whole or predictor.prepare_person(loaded.image, person, loaded.camera)
+
+    def write(loaded: Loaded) -> None:
+        assert loaded.people is not None
+        failures = [result for result in loaded.results if isinstance(result, Exception)]
+        results = [result for result in loaded.results if isinstance(result, PhotoHands)]
+        photo: PhotoHands | Sequence[PersonHands] | Exception
+        if failures:
+            photo = failures[0]
+        else:
+            photo = results[0] if one_person else report_people(loaded.people, results)
+        writer.write(names[loaded.photo.file], loaded.image, photo, loaded.orientation)
+
     def finish_writing(allowed: int) -> None:
         while writing and sum(photo.bytes for photo in writing) > allowed:
             photo = writing.popleft()
@@ -171,23 +275,42 @@ def process(
             if photo.file not in failed:
                 progress.update()
 
-    with progress, ThreadPoolExecutor(THREADS) as pool:
+    # Crops have threads of their own: the network waits for them, not for writing.
+    with progress, ThreadPoolExecutor(THREADS) as pool, ThreadPoolExecutor(THREADS) as croppers:
         read_ahead()
         while reading:
             batch = [reading.popleft() for _ in range(min(args.batch_size, len(reading)))]
-            loaded = [(photo, result) for photo in batch if (result := attempt(photo.file, photo.future.result))]
-            prepared = [prepared for _, (*_, prepared) in loaded]
-            predictions = predict_each(predictor, prepared, args.hand, args.min_confidence) if loaded else []
-            for (photo, (image, orientation, _)), prediction in zip(loaded, predictions, strict=True):
-                future = pool.submit(writer.write, names[photo.file], image, prediction, orientation)
-                writing.append(photo._replace(future=future))
-            del batch, loaded  # the photos themselves
+            photos = [loaded for photo in batch if (loaded := attempt(photo.file, partial(load, photo)))]
+            if detector is not None and boxes is None:
+                detect(photos)
+            photos = [loaded for loaded in photos if loaded.people]
+            crops = [(loaded, person) for loaded in photos for person in loaded.people or ()]
+            for start in range(0, len(crops), args.batch_size):
+                part = crops[start : start + args.batch_size]
+                prepared = list(croppers.map(prepare, part))
+                predictions = predict_each(predictor, prepared, args.hand, args.min_confidence)
+                for (loaded, _), prediction in zip(part, predictions, strict=True):
+                    loaded.results.append(prediction)
+            writing += [loaded.photo._replace(future=pool.submit(write, loaded)) for loaded in photos]
+            del batch, photos, crops  # the photos themselves
             finish_writing(HELD_BYTES // 2)
             read_ahead()
             if not reading:  # none left, or no room before the others are written
                 finish_writing(-1)
                 read_ahead()
-    return failed
+    return failed, flawed - failed
+
+
+def detect_each(detector: Detector, images: Sequence[np.ndarray]) -> list[Detections | Exception]:
+    """`detect_people`, with the exception in the place of a photo that raises one."""
+    try:
+        return [*detect_people(detector, list(images))]
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        if len(images) == 1:
+            return [error]
+    return [found for image in images for found in detect_each(detector, [image])]
 
 
 def predict_each(

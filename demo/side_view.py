@@ -13,7 +13,11 @@ PAPER = (252, 226)  # grey at the top and at the bottom
 
 
 def draw_side_view(
-    image_size: tuple[int, int], hands: Sequence[HandMesh], together: bool, renderer: str = "auto"
+    image_size: tuple[int, int],
+    hands: Sequence[HandMesh],
+    together: bool,
+    renderer: str = "auto",
+    behind: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw hands turned about the vertical axis through their center, where they are in the photo.
 
@@ -21,14 +25,17 @@ def draw_side_view(
         image_size: (h, w) px, of the photo.
         together: the hands share a space and turn about their common center; otherwise each about its own.
         renderer: see `render_hands`.
+        behind: (h, w, 3) uint8 RGB, the view of other people that is drawn over; default: blank paper.
 
     Returns:
         (h, w, 3) uint8 RGB.
     """
-    paper = np.linspace(*PAPER, image_size[0]).astype(np.uint8)[:, None, None]
+    if behind is None:
+        paper = np.linspace(*PAPER, image_size[0]).astype(np.uint8)[:, None, None]
+        behind = np.tile(paper, (1, image_size[1], 3))
     groups = [list(hands)] if together else [[hand] for hand in hands]
     turned = [hand for group in groups if group for hand in turn(group, ANGLE)]
-    return render_hands(np.tile(paper, (1, image_size[1], 3)), turned, renderer)
+    return render_hands(behind, turned, renderer)
 
 
 def turn(hands: Sequence[HandMesh], degrees: float) -> list[HandMesh]:
