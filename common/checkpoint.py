@@ -44,8 +44,8 @@ def read_checkpoint(path: Path, whole: bool = True) -> dict[str, Any]:
     """
     if not path.exists():
         raise UserError(f"checkpoint not found: {path}; put it there or name another file with --checkpoint")
-    check_is_file(path)
     try:
+        check_is_file(path)
         zipped = zipfile.is_zipfile(path)
         if zipped:
             _check_archive(path, whole)

@@ -68,6 +68,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     the reader of the output has gone.
     """
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))  # OpenCV reads it when it is loaded
+    _prepare_output()
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _leave)
@@ -123,6 +124,18 @@ def _leave(number: int, frame: object) -> None:
     for other in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(other, signal.SIG_DFL)  # a second signal ends the process at once
     raise SystemExit(128 + number)
+
+
+def _prepare_output() -> None:
+    """What a terminal cannot show is printed as an escape; output that the caller closed goes nowhere."""
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            with suppress(OSError):  # else the next file that is opened, perhaps a checkpoint, gets the number ...
+                while os.open(os.devnull, os.O_RDWR) < descriptor:  # ... and what libraries print
+                    pass
+            setattr(sys, name, open(os.devnull, "w"))
+        with suppress(AttributeError):  # a test's stand-in
+            getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 def _drop_output() -> None:

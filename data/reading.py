@@ -14,8 +14,9 @@ import msgspec
 import numpy as np
 import trimesh
 
-from common.errors import UserError, error_context
+from common.errors import UserError
 from common.types import HAND_TYPES, ManoParams
+from common.utils.files import read_file
 from data.layouts import DATASETS
 from data.store import Columns, Store, StringColumn
 
@@ -85,12 +86,6 @@ def require(dataset: str, paths: Iterable[Path]) -> None:
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UserError(f"{dataset}: {missing[0]} is missing{more}; {DATASETS[dataset].how_to_get}")
-
-
-def read_file(path: Path) -> bytes:
-    """Raises UserError if the file cannot be read."""
-    with error_context(f"cannot read {path}", ValueError):  # ValueError: a path that no file can have
-        return path.read_bytes()
 
 
 def path_in(folder: Path, name: str) -> Path:

@@ -32,7 +32,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from common.errors import UserError, error_context
-from common.utils.files import atomic_path
+from common.utils.files import atomic_path, check_is_file
 
 try:
     import fcntl
@@ -280,6 +280,7 @@ def fingerprint(path: Path) -> str:
                 found = entry.stat(follow_symlinks=os.path.exists(entry.path))
                 digest.update(repr((entry.name, found.st_size, found.st_mtime_ns)).encode())
             return digest.hexdigest()
+        check_is_file(path)
         with open(path, "rb") as file:
             for place in (0, status.st_size // 2, max(0, status.st_size - SAMPLE_BYTES)):
                 file.seek(place)

@@ -27,6 +27,7 @@ from torchvision.models.detection import (
 
 from common.errors import UserError, error_context, is_out_of_memory
 from common.types import SIDES
+from common.utils.files import check_is_file
 from demo.hands import PersonHands, PhotoHands
 
 Detections = tuple[np.ndarray, np.ndarray]  # boxes (P, 4) xyxy px, scores (P,)
@@ -238,6 +239,7 @@ def read_boxes(path: Path) -> dict[str, np.ndarray]:
         UserError: the file cannot be read, or is not {"photo.jpg": [[x1, y1, x2, y2], ...]}.
     """
     with error_context(f"cannot read --boxes {path}", ValueError, RecursionError):
+        check_is_file(path)
         content = json.loads(path.read_bytes())
     wrong = UserError(f'--boxes {path} must hold {{"photo.jpg": [[x1, y1, x2, y2], ...], ...}}')
     if not isinstance(content, dict):

@@ -13,6 +13,7 @@ import msgspec
 from msgspec.inspect import Field, LiteralType, Metadata, StructType, VarTupleType
 
 from common.errors import UserError, brief, error_context
+from common.utils.files import check_is_file
 from main.config import PRESETS, Config, config_to_dict
 
 ALIASES = {"num_thread": ("--workers",)}  # the usual name beside the published one
@@ -84,6 +85,7 @@ def read_config(args: argparse.Namespace, base: Config | None = None) -> Config:
     config = base or preset_config(getattr(args, "preset", None))
     if args.config:
         with error_context(f"cannot read --config {args.config}", ValueError, RecursionError):
+            check_is_file(args.config)
             values = json.loads(args.config.read_bytes())
             if not isinstance(values, dict):
                 raise UserError('it must hold an object such as {"lr": 5e-5}')

@@ -132,7 +132,7 @@ def test_damaged_files_give_one_line(small_model, tmp_path):
 
 
 def test_a_folder_instead_of_a_file(tmp_path):
-    with pytest.raises(UserError, match="it is a folder"):
+    with pytest.raises(UserError, match="cannot read checkpoint .*it is a folder"):
         read_checkpoint(tmp_path)
 
 

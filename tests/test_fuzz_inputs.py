@@ -24,8 +24,12 @@ from common.devices import parse_devices
 from common.errors import UserError, one_line
 from common.nets.mano_files import read_hand_models, read_pickle
 from common.options import ROOT
-from common.utils.images import load_image
+from common.utils.images import exif_orientation, has_alpha, image_size, load_image, load_photo
+from data.reading import read_json, read_mesh
+from data.ReInterHand.ReInterHand import read_image_size
+from data.store import fingerprint
 from demo import demo
+from demo.people import read_boxes
 from demo.run import real_camera
 from main import test as test_script
 from main import train
@@ -47,6 +51,7 @@ from tests.faults.corrupt import (
     mutate_checkpoint,
     replace_content,
 )
+from tool.published.comparison import load_npz
 from tool.toy import make_data
 from tool.toy.standin_hand import write_standin
 
@@ -111,9 +116,39 @@ def test_images_that_claim_to_be_huge(tmp_path, size):
         load_image(path)
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path):
+READERS = {
+    "image": load_image,
+    "photo": load_photo,
+    "hand model": read_pickle,
+    "checkpoint": read_checkpoint,
+    "configuration": lambda path: read_config(train.parse_args(["--config", str(path)])),
+    "boxes": read_boxes,
+    "annotations": lambda path: read_json(path, dict),
+    "mesh": lambda path: read_mesh(path, 778),
+    "recorded results": load_npz,
+    "state of an input": fingerprint,
+    "image size": read_image_size,
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_pipes_devices_and_folders_are_refused(tmp_path, kind):
+    """Reading them might never end."""
     os.mkfifo(tmp_path / "a.png")
-    for path in (tmp_path / "a.png", Path("/dev/zero"), tmp_path, tmp_path / "nul\0.png", tmp_path / ("x" * 300)):
+    for path in (tmp_path / "a.png", Path("/dev/zero"), *([tmp_path] if kind != "state of an input" else [])):
+        with pytest.raises(UserError, match="a pipe or a device|is a folder|not an image") as caught:
+            READERS[kind](path)
+        assert_clear(caught.value)
+
+
+def test_headers_of_what_is_not_a_file_tell_nothing(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for path in (tmp_path / "a.png", Path("/dev/zero"), tmp_path / "nul\0.png"):
+        assert image_size(path) is None and not has_alpha(path) and exif_orientation(path) == 1
+
+
+def test_paths_that_no_file_can_have(tmp_path):
+    for path in (tmp_path / "nul\0.png", tmp_path / ("x" * 300)):
         with pytest.raises(UserError, match="cannot read"):
             load_image(path)
 

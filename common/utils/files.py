@@ -7,13 +7,13 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from stat import S_ISREG
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 import cv2
 import numpy as np
 
-from common.errors import UserError
+from common.errors import UserError, error_context
 
 # What to do about a failure, where the reason does not say so.
 ADVICE = {
@@ -42,16 +42,16 @@ FOREIGN_KINDS = (
 
 
 def check_is_file(path: Path) -> None:
-    """Refuse pipes and devices, of which reading may never end.
+    """Refuse pipes and devices, of which reading may never end; every reader of a file that a user names calls this.
 
     Raises:
-        UserError: it is one, or a folder.
-        OSError: it does not exist, or cannot be looked at.
+        OSError: it is one, or a folder, or does not exist.
     """
-    if path.is_dir():
-        raise UserError(f"cannot read {path}: it is a folder")
-    if not S_ISREG(path.stat().st_mode):
-        raise UserError(f"cannot read {path}: it is a pipe or a device, not a file; save it to a file first")
+    mode = path.stat().st_mode
+    if S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    if not S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a pipe or a device; save it to a file first", str(path))
 
 
 def read_file(path: Path, limit: int | None = None) -> bytes:
@@ -63,13 +63,11 @@ def read_file(path: Path, limit: int | None = None) -> bytes:
     Raises:
         UserError: it cannot be read, is not a file, or is larger than `limit`.
     """
-    try:
+    with error_context(f"cannot read {path}", ValueError):  # ValueError: a path that no file can have
         check_is_file(path)
         if limit and path.stat().st_size > limit:
-            raise UserError(f"cannot read {path}: it has more than {limit >> 20} MB, so it is not what is expected")
+            raise UserError(f"it has more than {limit >> 20} MB, so it is not what is expected")
         return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def foreign_kind(data: bytes) -> str | None:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import MAX_PIXELS, UserError
+from common.utils.files import check_is_file, foreign_kind, read_file
 
 ORIENTATION_TAG = 0x0112  # of EXIF
 # EXIF orientation -> the turn that makes the image upright.
@@ -39,14 +40,7 @@ def load_image(path: Path) -> np.ndarray:
     Raises:
         UserError: the file cannot be read, is not an image, is truncated, or has more than `MAX_PIXELS`.
     """
-    try:
-        if path.is_fifo() or path.is_char_device():  # reading might never end
-            raise UserError(f"cannot read {path}: it is not a file")
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:  # a path that no file can have
-        raise UserError(f"cannot read {path}: {error}") from None
+    data = read_file(path)
     if not data:
         raise UserError(f"cannot read {path}: the file is empty")
     size = _header_size(BytesIO(data))
@@ -61,7 +55,8 @@ def load_image(path: Path) -> np.ndarray:
     if image_bgr is None and data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
         return _decode_heic(path, data)
     if image_bgr is None:
-        raise UserError(f"cannot read {path}: it is not an image, or it is damaged or cut short")
+        kind = foreign_kind(data) or "it is not an image, or it is damaged or cut short"
+        raise UserError(f"cannot read {path}: {kind}")
     return cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB)
 
 
@@ -98,7 +93,7 @@ def load_photo(path: Path, ignore_exif: bool = False) -> tuple[np.ndarray, int]:
 
 def exif_orientation(path: Path) -> int:
     """The EXIF orientation that `load_image` leaves in an image, 1 to 8; 1 where there is none, or it is damaged."""
-    with suppress(Exception), open(path, "rb") as file:  # Pillow's parser raises almost anything
+    with suppress(Exception), _open(path) as file:  # Pillow's parser raises almost anything
         header = _open_header(file)
         # OpenCV turns TIFF images by itself.
         orientation = header.getexif().get(ORIENTATION_TAG) if header and header.format != "TIFF" else 1
@@ -119,20 +114,25 @@ def turn_upright(image: np.ndarray, orientation: int) -> np.ndarray:
 
 def image_size(path: Path) -> tuple[int, int] | None:
     """(h, w) by the file's header; None where it tells nothing."""
-    with suppress(OSError, ValueError), open(path, "rb") as file:
+    with suppress(OSError, ValueError), _open(path) as file:
         return _header_size(file)
     return None
 
 
 def has_alpha(path: Path) -> bool:
     """Whether an image has pixels that are not opaque."""
-    with suppress(OSError, ValueError), open(path, "rb") as file:
+    with suppress(OSError, ValueError), _open(path) as file:
         header = _open_header(file)
         if header is None or not header.has_transparency_data:
             return False
         with suppress(Exception):  # Pillow's decoders raise almost anything; `load_image` is the judge of damage
             return header.convert("RGBA").getextrema()[3][0] < 255
     return False
+
+
+def _open(path: Path) -> BinaryIO:
+    check_is_file(path)
+    return open(path, "rb")
 
 
 def _header_size(file: BinaryIO) -> tuple[int, int] | None:

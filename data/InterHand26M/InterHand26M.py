@@ -16,6 +16,7 @@ from common.errors import UserError, error_context
 from common.types import HAND_TYPES, LEFT, RIGHT, Annotation
 from common.utils.boxes import bbox_from_points, sanitize_boxes_xywh, xywh_to_xyxy
 from common.utils.camera import CaptureCamera, project_pinhole, world_to_cam
+from common.utils.files import read_file
 from common.utils.joints import INTERHAND_JOINTS, WRIST, reorder_index
 from data.layouts import INTERHAND_IMAGES, INTERHAND_JSONS, TEST_ID_RANGE, TEST_IDS_LEFT_OUT
 from data.reading import (
@@ -33,7 +34,6 @@ from data.reading import (
     explain,
     id_of,
     raise_problem,
-    read_file,
     read_json,
     require,
 )

@@ -20,6 +20,7 @@ from common.errors import UserError
 from common.types import SIDES, Annotation
 from common.utils.boxes import bbox_from_points, xywh_to_xyxy
 from common.utils.camera import CaptureCamera, project_capture, world_to_cam
+from common.utils.files import check_is_file, read_file
 from common.utils.joints import REINTERHAND_JOINTS, reorder_index
 from data.layouts import is_test_capture
 from data.reading import (
@@ -31,7 +32,6 @@ from data.reading import (
     Vector4,
     as_mano,
     exactly,
-    read_file,
     read_json,
     require,
 )
@@ -230,6 +230,7 @@ def list_frames(folder: Path) -> np.ndarray:
 def read_image_size(path: Path) -> tuple[int, int]:
     """(h, w) from the file's head. Raises UserError if it cannot be read or is not an image."""
     try:
+        check_is_file(path)
         with Image.open(path) as image:
             return image.height, image.width
     except FileNotFoundError as error:

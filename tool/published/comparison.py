@@ -1,5 +1,6 @@
 """What the parts of tool/parity.py share: reading recorded results, the network, and the one comparison of arrays."""
 
+import zipfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from common.errors import error_context
 from common.nets.mano import TwoHandMano
 from common.nets.mano_files import read_hand_models
+from common.utils.files import check_is_file
 from data.reading import read_json
 
 
@@ -45,8 +47,10 @@ def read_spreads(golden: Path) -> Spreads:
 
 def load_npz(path: Path) -> dict[str, np.ndarray]:
     """Read an .npz of plain arrays. Raises UserError if it is missing, or not such a file."""
-    with error_context(f"cannot read {path}", ValueError, EOFError), np.load(path, allow_pickle=False) as file:
-        return dict(file)
+    with error_context(f"cannot read {path}", ValueError, EOFError, zipfile.BadZipFile):
+        check_is_file(path)
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
 
 
 def load_mano(args: Namespace) -> TwoHandMano:
