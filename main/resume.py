@@ -24,6 +24,8 @@ from main.model import InterWild
 from main.options import config_of_checkpoint
 
 KEPT_STEPS = 2  # step checkpoints: the latest, and one before it in case the latest is damaged
+# Values of the configuration that may change without an effect on what is learned up to a step.
+SAME_RESULT = ("end_epoch", "num_thread", "testset", "interhand_test_subset", "test_batch_size")
 # What reading a malformed file raises.
 MALFORMED = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError)
 EPOCH_FILE, STEP_FILE = re.compile(r"snapshot_(\d{1,9})\.pth"), re.compile(r"step_(\d{1,9})_(\d{1,9})\.pth")
@@ -129,14 +131,37 @@ def data_order(sampler: MixedSampler) -> dict[str, Any]:
     return {"global_batch": sampler.global_batch, "group_sizes": sampler.group_sizes, "seed": sampler.seed}
 
 
+def describe_changes(resume: ResumePoint, config: Config, options: Mapping[str, Any]) -> str | None:
+    """A line on what differs from the run that wrote a checkpoint and changes the result, at least by rounding.
+
+    Args:
+        config: of this run.
+        options: of this run, apart from the configuration; see `save_progress`.
+    """
+    saved = resume.training.get("options") if resume.training else None
+    was = dict(saved) if isinstance(saved, Mapping) else {}
+    now = {name: value for name, value in options.items() if name in was}
+    if resume.config:
+        was |= {name: getattr(resume.config, name) for name in config.__struct_fields__ if name not in SAME_RESULT}
+        now |= {name: getattr(config, name) for name in config.__struct_fields__ if name not in SAME_RESULT}
+    changed = [f"{name} was {brief(was[name])}, is {now[name]}" for name in now if brief(was[name]) != brief(now[name])]
+    return f"the result will differ from an uninterrupted run: {', '.join(changed)}" if changed else None
+
+
 def save_progress(
-    folder: Path, progress: Progress, state: TrainState, config: Config, order: Mapping[str, Any]
+    folder: Path,
+    progress: Progress,
+    state: TrainState,
+    config: Config,
+    order: Mapping[str, Any],
+    options: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint: of the epoch if one has just ended, else of the step. Older step checkpoints are removed.
 
     Args:
         progress: the next step.
         order: of the data, see `data_order`.
+        options: what else the result depends on.
 
     Raises:
         UserError: it cannot be written, or would hold numbers that are not finite; existing checkpoints stay.
@@ -158,6 +183,7 @@ def save_progress(
         training={
             **order,
             **progress._asdict(),
+            "options": dict(options or {}),
             "scaler": state.scaler.state_dict(),
             "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
         },

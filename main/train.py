@@ -85,6 +85,7 @@ from main.resume import (
     TrainState,
     check_order,
     data_order,
+    describe_changes,
     latest_valid_checkpoint,
     prepare_folder,
     read_resume_point,
@@ -130,8 +131,9 @@ def train(args: argparse.Namespace, process: ProcessInfo) -> int:
                 f"{parameters / 1e6:.1f} M parameters; hand model: {state.model.mano_layer.name}; "
                 f"{process.world} x {process.device.type}, {loader.num_workers} loader workers each"
             )
-            if restored:
-                log.say(restored)
+            changes = describe_changes(resume, config, run_options(args, process)) if resume else None
+            for line in filter(None, (restored, changes)):
+                log.say(line)
 
         stop = stack.enter_context(StopSignal())
         while progress.epoch < config.end_epoch:
@@ -159,7 +161,8 @@ def train(args: argparse.Namespace, process: ProcessInfo) -> int:
                     log.joint_angles(at, dict(zip(MANO_JOINTS[1:], degrees, strict=True)))
                 if progress.step % args.save_every == 0 or stop.asked_of_all:  # step 0 is the end of an epoch
                     if process.is_main:
-                        save_progress(args.output / "model_dump", progress, state, config, data_order(sampler))
+                        order, options = data_order(sampler), run_options(args, process)
+                        save_progress(args.output / "model_dump", progress, state, config, order, options)
                     barrier(process)
                 if stop.asked_of_all:
                     if log:
@@ -201,6 +204,15 @@ def open_output(args: argparse.Namespace, process: ProcessInfo) -> Iterator[Resu
         elif process.is_main and args.go_on:
             tell(f"--continue: there is no checkpoint in {folder} yet; starting from the beginning")
         yield resume
+
+
+def run_options(args: argparse.Namespace, process: ProcessInfo) -> dict[str, Any]:
+    """What the result depends on, at least by rounding, apart from the configuration and the order of the data."""
+    return {
+        "device": process.device.type,
+        "processes": process.world,
+        **{name: getattr(args, name) for name in ("parallel", "compile", "channels_last", "skip_bad")},
+    }
 
 
 def tell(text: str) -> None:

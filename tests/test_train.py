@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from common.criterion import InterWildLoss
 from common.devices import parse_devices
@@ -35,6 +36,7 @@ from main.resume import (
     Progress,
     TrainState,
     check_order,
+    describe_changes,
     latest_valid_checkpoint,
     list_snapshots,
     load_optimizer,
@@ -163,6 +165,19 @@ def test_stopped_within_an_epoch_and_continued_is_the_same(
     assert [at for at, _ in list_snapshots(tmp_path / "model_dump")] == [(0, 2)]
     assert run(toy, tmp_path, "--continue", "--workers", "1") == 0
     assert compare(undisturbed, tmp_path, ignored=["/config/num_thread"]) == []
+    assert "differ" not in (tmp_path / "log" / "train.txt").read_text()
+
+
+def test_options_that_change_the_result_are_named(middle: Path) -> None:
+    """The checkpoint holds them; of one that is older only the configuration is known."""
+    resume = read_resume_point(middle / "model_dump" / "step_1_3.pth")
+    options = {**resume.training["options"], "channels_last": True}
+    config = replace(resume.config, lr=0.5, num_thread=9)
+    told = "the result will differ from an uninterrupted run: "
+    assert describe_changes(resume, config, options) == told + "channels_last was False, is True, lr was 0.001, is 0.5"
+    assert describe_changes(resume, resume.config, resume.training["options"]) is None
+    resume.training = {}
+    assert describe_changes(resume, config, options) == told + "lr was 0.001, is 0.5"
 
 
 def test_losses_of_steps_after_the_checkpoint_are_taken_back(toy: Path, undisturbed: Path, middle: Path) -> None:
