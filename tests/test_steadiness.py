@@ -1,58 +1,83 @@
 """Steadiness without a network: hands in motion, an estimator's noise with outliers and gaps, and the smoother."""
 
-import numpy as np
-import torch
-from scipy.spatial.transform import Rotation
+import json
+import sys
+from pathlib import Path
 
-from common.nets.mano import TwoHandMano, to_wrist
+import numpy as np
+import pytest
+
 from common.nets.mano_files import read_hand_models
-from common.types import ManoParams
-from demo.smoothing import confidence_weights, mean_betas, smooth, smooth_rotations
+from tool.benchmarks import run as benchmark
+from tool.benchmarks import video
+from tool.benchmarks.video import errors, smooth_live, smooth_motion, table_errors
+from tool.toy.clip import make_clip, true_table
 from tool.toy.motion import Motion, add_noise, sample_motion
-from tool.toy.scene import build_rig
+from tool.toy.scene import HandRig, build_rig
 from tool.toy.standin_hand import write_standin
 
-CUTOFF = 3.0  # Hz, the default of --smooth
+
+@pytest.fixture(scope="module")
+def hand_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hand")
+    write_standin(folder)
+    return folder
 
 
-def pose(motion: Motion, mano: TwoHandMano) -> tuple[np.ndarray, np.ndarray]:
-    """vertices_rel (T, 2, V, 3) and joints_cam (T, 2, J, 3), m."""
-    vectors = Rotation.from_matrix(motion.rotations.reshape(-1, 3, 3)).as_rotvec().reshape(*motion.rotations.shape[:4])
-    rotations = torch.from_numpy(vectors).float()
-    params = ManoParams(
-        rotations[:, :, 0], rotations[:, :, 1:] - mano.hands_mean, torch.from_numpy(motion.betas).float()
-    )
-    with torch.inference_mode():
-        vertices, joints = to_wrist(*mano(params))
-    return vertices.numpy(), joints.numpy() + motion.wrist[:, :, None]
+@pytest.fixture(scope="module")
+def rig(hand_folder: Path) -> HandRig:
+    return build_rig(read_hand_models(hand_folder))
 
 
-def smooth_motion(noisy: Motion) -> Motion:
-    rotations, wrist, betas = (x.copy() for x in (noisy.rotations, noisy.wrist, noisy.betas))
-    for side in (0, 1):
-        weights = confidence_weights(np.ones(len(noisy.times)), noisy.present[:, side])
-        rotations[:, side], weights, _ = smooth_rotations(noisy.rotations[:, side], noisy.times, weights, CUTOFF)
-        wrist[:, side] = smooth(noisy.wrist[:, side], noisy.times, weights, CUTOFF)
-        betas[:, side] = mean_betas(noisy.betas[:, side], weights)
-    return noisy._replace(rotations=rotations, wrist=wrist, betas=betas)
-
-
-def errors(motion: Motion, true: Motion, seen: np.ndarray, mano: TwoHandMano) -> tuple[float, float]:
-    """Acceleration error of the joints, mm / frame^2, and MPVPE, mm."""
-    (vertices, joints), (true_vertices, true_joints) = pose(motion, mano), pose(true, mano)
-    acceleration = np.linalg.norm(np.diff(joints - true_joints, 2, axis=0), axis=-1)
-    inside = seen[:-2] & seen[1:-1] & seen[2:]
-    vertex_error = np.linalg.norm(vertices - true_vertices, axis=-1).mean(-1)
-    return float(acceleration[inside].mean() * 1000), float(vertex_error[seen].mean() * 1000)
-
-
-def test_a_track_is_thirty_times_steadier_and_nearer_to_the_truth(tmp_path) -> None:
-    write_standin(tmp_path)
-    rig = build_rig(read_hand_models(tmp_path))
+@pytest.fixture(scope="module")
+def motion(rig: HandRig) -> tuple[Motion, Motion]:
+    """True and noisy, 10 s."""
     rng = np.random.default_rng(0)
     true = sample_motion(rng, rig, np.arange(300) / 30)
-    noisy = add_noise(rng, true)
-    raw_acceleration, raw_error = errors(noisy, true, noisy.present, rig.mano)
-    acceleration, error = errors(smooth_motion(noisy), true, np.ones_like(noisy.present), rig.mano)
+    return true, add_noise(rng, true)
+
+
+def test_a_track_is_thirty_times_steadier_and_nearer_to_the_truth(motion: tuple[Motion, Motion], rig: HandRig) -> None:
+    true, noisy = motion
+    raw_acceleration, raw_error, _ = errors(noisy, true, noisy.present, rig.mano)
+    acceleration, error, lag = errors(smooth_motion(noisy), true, np.ones_like(noisy.present), rig.mano)
     assert raw_acceleration > 30 and raw_error > 6, "the noise is there"
     assert acceleration <= raw_acceleration / 30 and error <= 4.5, (acceleration, raw_acceleration, error)
+    assert abs(lag) <= 0.1
+
+
+@pytest.mark.parametrize(("delay", "share", "most_lag"), [(0.14, 15, 0.1), (0.0, 4, 1.2)])
+def test_a_camera_is_steady_without_much_lag(
+    delay: float, share: float, most_lag: float, motion: tuple[Motion, Motion], rig: HandRig
+) -> None:
+    true, noisy = (Motion(*(part[:90] for part in each)) for each in motion)
+    raw_acceleration, raw_error, _ = errors(noisy, true, noisy.present, rig.mano)
+    acceleration, error, lag = errors(smooth_live(noisy, delay), true, noisy.present, rig.mano)
+    assert acceleration <= raw_acceleration / share and abs(lag) <= most_lag
+    assert error <= (4.5 if delay else raw_error)
+
+
+def test_fast_motion_and_uneven_stamps(rig: HandRig) -> None:
+    assert all(each.met for each in (*video.fast_motion(rig), *video.uneven_stamps(rig)))
+
+
+def test_errors_of_a_table_that_is_the_truth_are_nothing(rig: HandRig) -> None:
+    truth = true_table(make_clip("two", rig, 0.5))
+    raw = {name: truth[name] for name in ("global_orient", "hand_pose", "betas", "joints_image")}
+    raw["betas"] = raw["betas"] + 1
+    errors_raw, errors_smoothed = table_errors(truth | {f"{name}_raw": raw[name] for name in raw}, truth, rig)
+    assert max(errors_smoothed) < 1e-3 and errors_raw[2] > 1
+
+
+def test_the_command_prints_goals(
+    hand_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """What is measured takes long and is replaced; a missed goal is said, and with --strict the exit code is 1."""
+    monkeypatch.setattr(video, "measure", lambda args: [video.row("a", 1, "mm", 2), video.row("b", 3, "mm", 2)])
+    argv = ["benchmark.py", "--what", "video", "--mano", str(hand_folder), "--output", str(tmp_path / "a.json")]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert benchmark.main() == 0
+    assert "NOT MET" in (text := capsys.readouterr().out) and "limits: 1 met, 1 not met" in text
+    assert [row["met"] for row in json.loads((tmp_path / "a.json").read_text())["figures"]] == [True, False]
+    monkeypatch.setattr(sys, "argv", [*argv, "--strict"])
+    assert benchmark.main() == 1

@@ -6,6 +6,7 @@
     python tool/benchmark.py --gpu 0 --dtypes float32 bf16 compiled --step_batch 128 --channels_last --output FILE.json
     python tool/benchmark.py --annotations 10000 100000 1000000 --work /tmp/work   # WORK keeps what was made, 3 GB
     python tool/benchmark.py --profile --only inference,step
+    python tool/benchmark.py --what video --checkpoint FILE    # videos; FILE: a small network, as of quickstart.py
 
 The two sides of a ratio are measured in turns, round after round in one process, so that other load on the machine
 affects both alike; printed are the median of the rounds' ratios, and their smallest and largest. Stages:
@@ -17,6 +18,8 @@ affects both alike; printed are the median of the rounds' ratios, and their smal
     store       opening cached annotations, and what a loader worker adds (tool/measure_store.py)
     metrics     all that main/test.py does after the network, on one core
     rendering   two hands at 512 x 512
+
+--what video measures steadiness, tracking, time and memory of videos instead, see tool/benchmarks/video.py.
 
 Beside them how cost grows: with the batch, loader workers, annotations. --profile names the slowest parts. On a CPU
 that other programs use, the column "processor", the same in CPU time, is steadier. On a GPU float32 convolutions and
@@ -47,6 +50,7 @@ from common.utils.files import atomic_write, make_folder, write_json
 from common.utils.images import quiet_opencv
 from main.options import preset_config
 from tool.benchmarks import data as data_stages
+from tool.benchmarks import video
 from tool.benchmarks.core import Clock, Measurement, describe_machine, table, tf32
 from tool.benchmarks.network import Bench, inference, trans_input
 from tool.benchmarks.profile import profile_table
@@ -80,6 +84,9 @@ def main() -> int:
         probe = args.output.with_name(f".{args.output.name}.writable")
         atomic_write(probe, b"")  # fails now rather than after the measurements
         probe.unlink(missing_ok=True)
+    if args.what == "video":
+        with tempfile.TemporaryDirectory(prefix="benchmark_") as temporary:
+            return report_video(args, Path(temporary))
     with tf32(True), tempfile.TemporaryDirectory(prefix="benchmark_") as temporary:
         machine = describe_machine(device)
         print("\n".join(f"{name + ':':20s} {value}" for name, value in machine.items()), flush=True)
@@ -99,8 +106,27 @@ def main() -> int:
     return 1 if missed and args.strict else 0
 
 
+def report_video(args: argparse.Namespace, temporary: Path) -> int:
+    """Print the rows of --what video. Returns the exit code."""
+    args.work = args.work or temporary
+    make_folder(args.work)
+    args.mano = args.mano or find_mano(args.work)
+    torch.set_num_threads(1)
+    measurements = video.measure(args)
+    print(table(measurements))
+    print("\n".join(f"{m.what}: {m.detail}" for m in measurements if m.detail))
+    if args.output:
+        write_json(args.output, {"figures": [asdict(m) | {"met": m.met} for m in measurements]})
+    missed = sum(m.met is False for m in measurements)
+    print(f"limits: {len(measurements) - missed} met, {missed} not met")
+    return 1 if missed and args.strict else 0
+
+
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__, {"--out": "--output"})
+    parser.add_argument("--what", choices=("speed", "video"), default="speed", help="(default: speed)")
+    parser.add_argument("--checkpoint", type=Path, help="--what video: also measure this network on a toy video")
+    parser.add_argument("--people_boxes", type=Path, help="--what video: recorded boxes, JSON, for the tracker")
     parser.add_argument("--gpu", help=f"{GPU_HELP}; only the first is used")
     parser.add_argument("--only", help=f"stages, separated by commas: {','.join(STAGES)} (default: all)")
     parser.add_argument("--preset", choices=("small",), help="small: the network for a CPU")

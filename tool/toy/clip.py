@@ -21,7 +21,7 @@ Motion is a C2 spline through key poses, on SO(3) for rotations. Look and backgr
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -319,7 +319,7 @@ def write_clip(
     write_table(folder / "truth.npz", truth, clip.shots[0].view.size, rig.mano.name, virtual=False)
 
 
-def encode(path: Path, frames: list[np.ndarray], ticks: np.ndarray, rotation: int = 0, sound: bool = False) -> None:
+def encode(path: Path, frames: Iterable[np.ndarray], ticks: np.ndarray, rotation: int = 0, sound: bool = False) -> None:
     """Write frames as a video.
 
     Args:
@@ -332,8 +332,6 @@ def encode(path: Path, frames: list[np.ndarray], ticks: np.ndarray, rotation: in
     web = path.suffix == ".webm"
     with atomic_path(path) as temporary, av.open(str(temporary), "w", format=path.suffix[1:]) as container:
         stream = container.add_stream("libvpx" if web else "libx264", rate=FPS)
-        stored = [np.ascontiguousarray(np.rot90(image, -(rotation // 90))) for image in frames]
-        stream.height, stream.width = stored[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "12", "b": "4M"} if web else {"crf": "12"}
         stream.codec_context.time_base = TIME_BASE
@@ -345,9 +343,13 @@ def encode(path: Path, frames: list[np.ndarray], ticks: np.ndarray, rotation: in
             wave = 9000 * np.sin(np.arange(int(seconds * SAMPLE_RATE)) * (2 * np.pi * 440 / SAMPLE_RATE))
             audio = av.AudioFrame.from_ndarray(wave.astype(np.int16)[None], format="s16", layout="mono")
             audio.rate, audio.pts = SAMPLE_RATE, 0
-            container.mux([*tone.encode(audio), *tone.encode()])
-        for image, tick in zip(stored, ticks.tolist(), strict=True):
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+        for image, tick in zip(frames, ticks.tolist(), strict=True):
+            stored = np.ascontiguousarray(np.rot90(image, -(rotation // 90)))
+            frame = av.VideoFrame.from_ndarray(stored, format="rgb24")
+            if not stream.codec_context.is_open:
+                stream.height, stream.width = stored.shape[:2]
             frame.pts, frame.time_base = tick, TIME_BASE
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+        if tone:
+            container.mux([*tone.encode(audio), *tone.encode()])
