@@ -6,6 +6,7 @@
     python demo.py --focal 1500 --princpt 960 540      # the photos' real camera: hands in metric camera space
     python demo.py --people auto                       # photos with several people: each one's hands
     python demo.py --input clip.mp4                    # people are found and followed, their hands smoothed over time
+    python demo.py --camera 0 --show                   # a camera, shown in a browser
 
 Written for each photo NAME, beside this script or under --output:
 
@@ -20,7 +21,7 @@ Written for each photo NAME, beside this script or under --output:
 
 With several people in a photo: NAME_person1_right.obj and so on. Images, NAME.glb, boxes and results hold all people.
 
-Written for each video NAME:
+Written for each video NAME, and for a camera with NAME camera0:
 
     NAME/overlay.mp4                       the video with the hands drawn over it, its time stamps and sound kept
     NAME/hands.npz                         a table, one row a hand and frame: joints, MANO parameters, cameras
@@ -78,8 +79,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--input",
         nargs="+",
-        default=[str(HERE / "images")],
-        help="photos, videos, folders or patterns (default: images)",
+        help="photos, videos, folders or patterns (default: images, or nothing with --camera)",
     )
     parser.add_argument("--output", type=Path, default=HERE, help="folder for the results (default: this folder)")
     parser.add_argument(
@@ -141,9 +141,29 @@ def parse_args() -> argparse.Namespace:
         default=["mesh"],
         help="what overlay.mp4 shows (default: mesh)",
     )
+    camera = parser.add_argument_group("cameras")
+    camera.add_argument(
+        "--camera", metavar="ADDRESS", help="a camera's number, or the address of a stream, until Ctrl-C or its end"
+    )
+    camera.add_argument("--seconds", type=positive, help="end after this time")
+    camera.add_argument(
+        "--delay", type=finite, default=0.14, help="s that a frame waits for later ones to be smoothed (default: 0.14)"
+    )
+    camera.add_argument(
+        "--show",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="PORT",
+        help="show the overlay in a browser of this machine (default: a free port, which is printed)",
+    )
     args = parser.parse_args()
-    if args.smooth < 0 or args.detect_every < 0:
-        parser.error("--smooth and --detect_every must not be below 0")
+    if min(args.smooth, args.detect_every, args.delay) < 0:
+        parser.error("--smooth, --detect_every and --delay must not be below 0")
+    if args.camera is None and (args.seconds is not None or args.show is not None):
+        parser.error("--seconds and --show need --camera")
+    if args.input is None:
+        args.input = [] if args.camera is not None else [str(HERE / "images")]
     if args.focal and len(args.focal) > 2:
         parser.error("--focal takes one number, or two: fx fy")
     if args.princpt and not args.focal:

@@ -64,6 +64,8 @@ def smooth_person(
     pose: Poser,
     cutoff: float,
     intrinsics: Camera | None = None,
+    only: int | None = None,
+    betas: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """The rows of one person in one shot.
 
@@ -73,6 +75,8 @@ def smooth_person(
         pose: poses MANO.
         cutoff: Hz; 0 reports every frame as it is.
         intrinsics: the real camera, if it is known.
+        only: index of the one frame to report; default: all.
+        betas: (2, 10) shapes to report, instead of the mean of these frames.
 
     Returns:
         Column -> array, one row a hand and frame, ordered by frame, then side. `row_frame` is the index into `times`. A
@@ -87,7 +91,7 @@ def smooth_person(
         present = kept
     pair = observations.pair & present.all(1)
     columns = [
-        _smooth_hand(observations, hand, present[:, hand], times, cutoff) if present[:, hand].any() else None
+        _smooth_hand(observations, hand, present[:, hand], times, cutoff, betas) if present[:, hand].any() else None
         for hand in HANDS
     ]
     shown = np.stack([np.zeros(len(times), bool) if c is None else c["shown"] for c in columns], 1)
@@ -103,6 +107,10 @@ def smooth_person(
         if smoothed is None:
             continue
         rows = np.flatnonzero(smoothed["shown"])
+        if only is not None:
+            rows = rows[rows == only]
+        if not len(rows):
+            continue
         part = {name: values[rows] for name, values in smoothed.items() if name != "shown"}
         wrist, camera = _place(observations, columns, hand, pair, rel_transl, times, image_size, cutoff, intrinsics)
         wrist_mano, joints_rel = pose(
@@ -147,7 +155,12 @@ def _finite(observations: Observations) -> np.ndarray:
 
 
 def _smooth_hand(
-    observations: Observations, hand: int, present: np.ndarray, times: np.ndarray, cutoff: float
+    observations: Observations,
+    hand: int,
+    present: np.ndarray,
+    times: np.ndarray,
+    cutoff: float,
+    betas: np.ndarray | None,
 ) -> dict[str, np.ndarray]:
     """One hand's columns for all T frames; `shown` says which hold."""
     raw = {
@@ -174,7 +187,8 @@ def _smooth_hand(
             state[rows[rejected]] = REJECTED
             smoothed = Rotation.from_matrix(rotations.reshape(-1, 3, 3)).as_rotvec().reshape(*vectors.shape)
             result["global_orient"][segment], result["hand_pose"][segment] = smoothed[:, 0], smoothed[:, 1:]
-            result["betas"][segment] = mean_betas(np.where(weights[:, None] > 0, raw["betas"][segment], 0.0), weights)
+            known = np.where(weights[:, None] > 0, raw["betas"][segment], 0.0)
+            result["betas"][segment] = mean_betas(known, weights) if betas is None else betas[hand]
             for name in ("joints_image", "joints_depth_rel", "wrist_image", "log_focal"):
                 result[name][segment] = smooth(result[name][segment], times_here, weights, cutoff)
     return {**result, **{f"{name}_raw": values for name, values in raw.items()}, "state": state, "shown": shown}

@@ -14,7 +14,6 @@ import numpy as np
 from tqdm import tqdm
 
 from common.devices import parse_devices
-from common.distributed import StopSignal
 from common.errors import UserError, is_out_of_memory, one_line
 from common.options import VIDEO_SUFFIXES
 from common.utils.camera import Camera
@@ -88,6 +87,7 @@ def run(args: argparse.Namespace, names: Mapping[Path, str]) -> None:
     predictor = HandPredictor.load(args.checkpoint, args.mano, devices)
     load_once = cache(lambda: load_detector(args.detector, predictor.device))
     found = f"photos: {len(names)}" + (f", videos: {len(videos)}" if videos else "")
+    found = found if names or videos else f"camera: {args.camera}"
     print(f"{found}; on {', '.join(map(str, devices))}; hand model: {predictor.hand_model_name}")
     failed: set[Path] = set()
     flawed: set[Path] = set()
@@ -103,7 +103,16 @@ def run(args: argparse.Namespace, names: Mapping[Path, str]) -> None:
     if names:
         where = f"boxes, meshes, params, renders and results are in {args.output}"
         print(f"{len(done)} of {len(names)} photos done; {where}")
-    bad_videos = process_videos(videos, predictor, args, load_once)
+    bad_videos: set[Path] = set()
+    if videos or args.camera is not None:
+        try:
+            from demo import run_videos  # PyAV is needed for videos alone
+        except ModuleNotFoundError as error:
+            raise UserError(f"videos and cameras need the package {error.name}: pip install av") from None
+        intrinsics = partial(real_camera, args.focal, args.princpt)
+        bad_videos = run_videos.process_videos(videos, predictor, args, load_once, intrinsics)
+        if args.camera is not None:
+            run_videos.run_camera(predictor, args, load_once, intrinsics)
     counts = (
         (failed, names, "photos could not be done"),
         (flawed, names, "photos have boxes that were left out"),
@@ -112,51 +121,6 @@ def run(args: argparse.Namespace, names: Mapping[Path, str]) -> None:
     problems = [f"{len(bad)} of {len(every)} {what}" for bad, every, what in counts if bad]
     if problems:
         raise UserError(f"{' and '.join(problems)}; see the errors above")
-
-
-def process_videos(
-    videos: Mapping[Path, str],
-    predictor: HandPredictor,
-    args: argparse.Namespace,
-    load_once: Callable[[], Detector],
-) -> set[Path]:
-    """Run all videos. Returns those that failed or are damaged; each is named with its reason."""
-    bad: set[Path] = set()
-    if not videos:
-        return bad
-    try:
-        from demo.video import VideoReader  # PyAV is needed for videos alone
-        from demo.video_hands import VideoOptions, process_video
-    except ModuleNotFoundError as error:
-        raise UserError(f"videos need the package {error.name}: pip install av") from None
-    with StopSignal() as stop:
-        for file, name in videos.items():
-            try:
-                VideoReader(file)  # before the detector's weights are downloaded
-                options = VideoOptions(
-                    detector=None if args.people == "one" else load_once(),
-                    detect_every=args.detect_every,
-                    min_person=args.min_person,
-                    max_people=args.max_people,
-                    smooth=args.smooth,
-                    hand=args.hand,
-                    min_confidence=args.min_confidence,
-                    batch_size=args.batch_size,
-                    intrinsics=lambda size: real_camera(args.focal, args.princpt, size),
-                    draw=tuple(args.draw),
-                    stop=lambda: stop.asked,
-                )
-                problems = process_video(file, args.output / name, predictor, options)
-            except UserError as error:
-                problems = [str(error)]
-            else:
-                print(f"{file.name}: overlay.mp4, hands.npz and summary.json are in {args.output / name}")
-            if problems:
-                bad.add(file)
-                print(*(one_line(f"{file.name}: {problem}") for problem in problems), sep="\n", file=sys.stderr)
-            if stop.asked:
-                raise KeyboardInterrupt  # the files are whole
-    return bad
 
 
 def process(

@@ -81,7 +81,7 @@ def scan(reader: VideoReader, options: VideoOptions, seconds: dict[str, float]) 
         times.append(frame.time)
         pts.append(frame.pts)
         shots.append(len(trackers) - 1)
-        if (found := _detect(frame, options, frame.time >= next_detection - 1e-9, seconds)) is not None:
+        if (found := detect(frame, options, frame.time >= next_detection - 1e-9, seconds)) is not None:
             boxes, scores, wrong = found
             problems += wrong
             tracker.update(frame.time, boxes, scores)
@@ -91,7 +91,7 @@ def scan(reader: VideoReader, options: VideoOptions, seconds: dict[str, float]) 
     return result
 
 
-def _detect(
+def detect(
     frame: Frame, options: VideoOptions, is_due: bool, seconds: dict[str, float]
 ) -> tuple[np.ndarray, np.ndarray, list[str]] | None:
     """The people of a frame: boxes (P, 4), scores (P,), and what is wrong with those left out; None: no detection."""
@@ -214,6 +214,11 @@ def make_table(
         part["shot"], part["person"] = np.full(count, shot, np.int32), np.full(count, person, np.int32)
         parts.append(part)
     seconds["smooth"] += clock.monotonic() - begun
+    return join_rows(parts)
+
+
+def join_rows(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """One table of several, ordered by frame, person and side; numbers that are measured become float32."""
     if not parts:
         return {"frame": np.zeros(0, np.int64), "person": np.zeros(0, np.int32), "side": np.zeros(0, np.int32)}
     table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -304,7 +309,8 @@ def process_video(path: Path, folder: Path, predictor: HandPredictor, options: V
     seconds["overlay"] = clock.monotonic() - begun
     problems += [writer.sound_problem] if writer.sound_problem else []
     write_table(folder / "hands.npz", table, reader.size, predictor.hand_model_name, virtual)
-    write_json(folder / "summary.json", summarize(path, found, observed, table, predictor, problems, seconds))
+    not_finite = [int((~np.isfinite(one.joints_image).all((2, 3))).sum()) for one in observed]
+    write_json(folder / "summary.json", summarize(path.name, found, not_finite, table, predictor, problems, seconds))
     return problems
 
 
@@ -371,17 +377,22 @@ def write_table(
 
 
 def summarize(
-    path: Path,
+    name: str,
     found: Scan,
-    observed: list[Observations],
+    not_finite: Sequence[int],
     table: dict[str, np.ndarray],
     predictor: HandPredictor,
     problems: list[str],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """`summary.json`: people, shares of states, jitter before and after, time by stage."""
+    """`summary.json`: people, shares of states, jitter before and after, time by stage.
+
+    Args:
+        name: of the video.
+        not_finite: of each person, hands in frames where the network's output was not finite.
+    """
     people = []
-    for (shot, person, source, rows, _), observations in zip(found.people, observed, strict=True):
+    for (shot, person, source, rows, _), spoiled in zip(found.people, not_finite, strict=True):
         own = table["person"] == person
         states = table["state"][own] if own.any() else np.zeros(0)
         people.append(
@@ -397,12 +408,12 @@ def summarize(
                     name: round(float((states == state).mean()), 4) if len(states) else 0.0
                     for name, state in (("seen", SEEN), ("bridged", BRIDGED), ("rejected", REJECTED))
                 },
-                "not_finite": int((~np.isfinite(observations.joints_image).all((2, 3))).sum()),
+                "not_finite": spoiled,
                 "jitter": _jitters(table, own),
             }
         )
     return {
-        "video": path.name,
+        "video": name,
         "frames": len(found.times),
         "seconds": float(found.times[-1]) if len(found.times) else 0.0,
         "shots": int(found.shots[-1]) + 1 if len(found.shots) else 0,
