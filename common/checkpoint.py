@@ -28,6 +28,8 @@ UNUSED = ("hand_trans_net.backbone.conv1.", "hand_trans_net.backbone.bn1.")
 FOREIGN = "mano_layer"
 MAX_PICKLE = 64 << 20  # bytes of everything but the tensors' numbers; a whole training has less than one MB
 NAMED = 6  # at most, keys of each kind in a message
+UNTRAINED_NOTE = "untrained network: its predictions mean nothing"
+GENERATED_NOTE = "trained on generated hands: not for real photos"
 
 
 def read_checkpoint(path: Path, whole: bool = True) -> dict[str, Any]:
@@ -77,6 +79,26 @@ def read_checkpoint(path: Path, whole: bool = True) -> dict[str, Any]:
     if len(named) < len(network):
         raise UserError(f"checkpoint {path} holds a tensor twice, with and without {PREFIX!r}")
     return {**content, "network": named}
+
+
+def data_record(sets: Iterable[str], generated: Iterable[str], hand_model: str) -> dict[str, Any]:
+    """The entry `data` of a checkpoint: what the network was trained on; `network_note` reads it.
+
+    Args:
+        sets: names of the training sets, none for an untrained network.
+        generated: those of them that were generated.
+        hand_model: its name.
+    """
+    return {"sets": list(sets), "generated": list(generated), "hand_model": hand_model}
+
+
+def network_note(content: Mapping[str, Any]) -> str:
+    """What must be said wherever a network's results are seen, by its checkpoint's own record; "" if nothing is, as
+    in published files, which have no record."""
+    record = content.get("data")
+    if not isinstance(record, Mapping):
+        return ""
+    return GENERATED_NOTE if record.get("generated") else "" if record.get("sets") else UNTRAINED_NOTE
 
 
 def _check_archive(path: Path, whole: bool) -> None:

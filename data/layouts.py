@@ -40,14 +40,15 @@ DATASETS: Mapping[str, DatasetInfo] = MappingProxyType(
             "https://github.com/jin-s13/COCO-WholeBody",
             "images: their Flickr licences; COCO-WholeBody annotations: no commercial use",
             "get train2017 and val2017 from https://cocodataset.org into data/MSCOCO/images, and the COCO-WholeBody "
-            "v1.0 json files from https://github.com/jin-s13/COCO-WholeBody into data/MSCOCO/annotations",
+            "v1.0 json files from https://github.com/jin-s13/COCO-WholeBody and MSCOCO_train_MANO_NeuralAnnot.json "
+            "(https://drive.google.com/file/d/1OuWlMor5f0TZLVSsojz5Mh6Ut93WkcJc) into data/MSCOCO/annotations",
         ),
         "HIC": DatasetInfo(
             ("test",),
             "https://files.is.tue.mpg.de/dtzionas/Hand-Object-Capture/",
             "research use (the homepage has the terms); the MANO fits are under MANO's licence",
-            "run `python data/HIC/download.py`, and put HIC.json (linked in the README of "
-            "https://github.com/facebookresearch/InterWild) into data/HIC/data",
+            "run `python data/HIC/download.py`, and put HIC.json "
+            "(https://drive.google.com/file/d/1oqquzJ7DY728M8zQoCYvvuZEBh8L8zkQ) into data/HIC/data",
         ),
         "ReInterHand": DatasetInfo(
             ("train", "test"),
@@ -112,7 +113,7 @@ COCO_DOWNLOADS = MappingProxyType(
 
 HIC_BASE = "https://files.is.tue.mpg.de/dtzionas/Hand-Object-Capture/Dataset"
 HIC_JSON = "data/HIC.json"
-HIC_JSON_FROM = "It is linked in the README of https://github.com/facebookresearch/InterWild."
+HIC_JSON_FROM = "Get it from https://drive.google.com/file/d/1oqquzJ7DY728M8zQoCYvvuZEBh8L8zkQ."
 HIC_HAND_SEQUENCES = tuple(f"{number:02d}" for number in range(1, 12))
 HIC_OBJECT_SEQUENCES = tuple(f"{number:02d}" for number in range(15, 22))
 HIC_SEQUENCES = HIC_HAND_SEQUENCES + HIC_OBJECT_SEQUENCES

@@ -69,10 +69,12 @@ class HandPredictor:
         model: is moved to the first device and set to evaluation mode.
         config: the model's configuration.
         devices: several GPUs share each batch.
+        note: what must be said with its results, see `common.checkpoint.network_note`.
     """
 
-    def __init__(self, model: InterWild, config: Config, devices: Sequence[torch.device]) -> None:
+    def __init__(self, model: InterWild, config: Config, devices: Sequence[torch.device], note: str = "") -> None:
         self.config = config
+        self.note = note
         self.device = devices[0]
         self.model = prepare_inference(model, self.device)
         self.network = nn.DataParallel(self.model, list(devices)) if len(devices) > 1 else self.model
@@ -98,8 +100,8 @@ class HandPredictor:
         """
         if devices is None:
             devices = ["cuda:0" if torch.cuda.is_available() else "cpu"]
-        model, config, _, _ = load_model(Path(checkpoint), Path(mano))
-        return cls(model, config, [torch.device(device) for device in devices])
+        model, config, _, _, note = load_model(Path(checkpoint), Path(mano))
+        return cls(model, config, [torch.device(device) for device in devices], note)
 
     def prepare(
         self, image: np.ndarray, box_xywh: Sequence[float] | None = None, intrinsics: Camera | None = None

@@ -34,7 +34,8 @@ UNITS = {
     "cam": "metres, x right, y down, z away from the camera",
     "rotations": "axis-angle, radians",
 }
-SHARED_KEYS = ("name", "image_size", "units", "hand_model", "joint_names")  # of all people in a photo
+SHARED_KEYS = ("name", "image_size", "units", "hand_model", "network_note", "confidence_kind", "joint_names")  # of all people in a photo
+CONFIDENCE_KIND = "height of the detector's heatmap at the box centre, 0 to 1; not a probability"
 DEPTH_METRIC = "metric: the hands stand before the given camera"
 DEPTH_VIRTUAL = "virtual: the camera is unknown, only differences in depth within one camera mean anything"
 
@@ -49,6 +50,7 @@ class ResultWriter:
         mesh_formats: of obj, ply, glb.
         html: also write an interactive page.
         renderer: see `common.drawing.render.render_hands`.
+        note: what must be said with the network's results.
 
     Raises:
         UserError: a folder cannot be written to.
@@ -62,8 +64,9 @@ class ResultWriter:
         mesh_formats: Sequence[str] = ("obj", "ply", "glb"),
         html: bool = False,
         renderer: str = "auto",
+        note: str = "",
     ) -> None:
-        self.folder, self.faces, self.hand_model = folder, faces, hand_model
+        self.folder, self.faces, self.hand_model, self.note = folder, faces, hand_model, note
         self.mesh_formats, self.html, self.renderer = tuple(mesh_formats), html, renderer
         self._people_before: dict[str, int] = {}  # photo's name -> people of an earlier run
         # A missing renderer or a read-only folder is found now, not after the network has run.
@@ -112,7 +115,7 @@ class ResultWriter:
         if isinstance(photo, Exception):
             raise photo
         people = [photo] if isinstance(photo, PhotoHands) else list(photo)
-        content = people_to_dict(name, people, self.hand_model)
+        content = people_to_dict(name, people, self.hand_model, self.note)
         if orientation != 1:
             content |= {"exif_orientation": orientation, "turned": TURNS[orientation]}
         meshes = [
@@ -270,6 +273,7 @@ def _box_area(one: PhotoHands) -> float:
 
 
 def photo_to_dict(name: str, photo: PhotoHands, hand_model: str) -> dict[str, Any]:
+def photo_to_dict(name: str, photo: PhotoHands, hand_model: str, note: str = "") -> dict[str, Any]:
     """One photo's hands as plain data, without the vertices (they are in the mesh files).
 
     Raises:
@@ -297,6 +301,8 @@ def photo_to_dict(name: str, photo: PhotoHands, hand_model: str) -> dict[str, An
         "image_size": {"width": photo.image_size[1], "height": photo.image_size[0]},
         "units": UNITS,
         "hand_model": hand_model,
+        "network_note": note,
+        "confidence_kind": CONFIDENCE_KIND,
         "depth": DEPTH_METRIC if photo.metric else DEPTH_VIRTUAL,
         "joint_names": JOINTS,
         "body_box_image_xywh": photo.body_box_image.tolist(),

@@ -89,12 +89,20 @@ def run(args: argparse.Namespace, names: Mapping[Path, str]) -> None:
     found = f"photos: {len(names)}" + (f", videos: {len(videos)}" if videos else "")
     found = found if names or videos else f"camera: {args.camera}"
     print(f"{found}; on {', '.join(map(str, devices))}; hand model: {predictor.hand_model_name}")
+    if predictor.note:
+        print(predictor.note)
     failed: set[Path] = set()
     flawed: set[Path] = set()
     if names:
         detector = load_once() if args.people == "auto" and boxes is None else None
         writer = ResultWriter(
-            args.output, predictor.faces, predictor.hand_model_name, args.mesh_formats, args.html, args.renderer
+            args.output,
+            predictor.faces,
+            predictor.hand_model_name,
+            args.mesh_formats,
+            args.html,
+            args.renderer,
+            predictor.note,
         )
         failed, flawed = process(names, predictor, writer, args, detector, boxes)
     done = {file: name for file, name in names.items() if file not in failed}

@@ -418,6 +418,7 @@ def summarize(
         "seconds": float(found.times[-1]) if len(found.times) else 0.0,
         "shots": int(found.shots[-1]) + 1 if len(found.shots) else 0,
         "hand_model": predictor.hand_model_name,
+        "network_note": predictor.note,
         "people": people,
         "problems": problems,
         "processing_seconds": {name: round(value, 3) for name, value in seconds.items()},

@@ -40,7 +40,7 @@ def main() -> None:
     hands = [HandMesh(vertices[h], mano.faces[h].numpy(), h, camera) for h in (0, 1) if shown[h]]
     images = [
         photo,
-        draw_boxes(photo, annotation.boxes_image, np.ones(2), shown),
+        draw_boxes(photo, annotation.boxes_image, None, shown),
         draw_skeletons(photo, project_capture(joints_cam, lens), shown),
         render_hands(photo, hands),
         draw_side_view(photo.shape[:2], hands, together=True),

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from common.checkpoint import load_network, read_checkpoint
+from common.checkpoint import data_record, load_network, network_note, read_checkpoint
 from common.errors import UserError
 from common.nets.mano import TwoHandMano
 from common.nets.mano_files import read_hand_models
@@ -14,7 +14,7 @@ from common.nets.resnet import load_imagenet
 from data.dataset import HandDataset, MixedDataset, Source
 from data.HIC.HIC import HIC
 from data.InterHand26M.InterHand26M import InterHand26M
-from data.layouts import DATASETS
+from data.layouts import DATASETS, TOY_MARK
 from data.MSCOCO.MSCOCO import MSCOCO
 from data.ReInterHand.ReInterHand import ReInterHand
 from main.config import Config
@@ -81,6 +81,12 @@ def open_training(
     return MixedDataset(sets_3d, sets_2d, seed, config.augmentation, skip_bad)
 
 
+def training_record(config: Config, data_folder: Path, hand_model: str) -> dict[str, Any]:
+    """The record of a training's data for its checkpoints, see `common.checkpoint.data_record`."""
+    sets = (*config.trainset_3d, *config.trainset_2d)
+    return data_record(sets, [name for name in sets if (data_folder / name / TOY_MARK).exists()], hand_model)
+
+
 # ---- Networks ----
 
 
@@ -127,12 +133,14 @@ class LoadedModel(NamedTuple):
     Attributes:
         epoch: of the checkpoint, 0 where it has none.
         ignored: keys of the checkpoint that the network does not use, or may lack.
+        note: what must be said with its results, see `common.checkpoint.network_note`.
     """
 
     model: InterWild
     config: Config
     epoch: int
     ignored: list[str]
+    note: str
 
 
 def load_model(
@@ -154,4 +162,5 @@ def load_model(
     model = build_model(config, layer)
     ignored = load_network(model, content["network"], checkpoint)
     epoch = content.get("epoch")
-    return LoadedModel(model, config, epoch if type(epoch) is int and 0 <= epoch < 10**9 else 0, ignored)
+    epoch = epoch if type(epoch) is int and 0 <= epoch < 10**9 else 0
+    return LoadedModel(model, config, epoch, ignored, network_note(content))

@@ -155,6 +155,7 @@ def save_progress(
     config: Config,
     order: Mapping[str, Any],
     options: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint: of the epoch if one has just ended, else of the step. Older step checkpoints are removed.
 
@@ -162,6 +163,7 @@ def save_progress(
         progress: the next step.
         order: of the data, see `data_order`.
         options: what else the result depends on.
+        data: what it is trained on, see `main.build.training_record`.
 
     Raises:
         UserError: it cannot be written, or would hold numbers that are not finite; existing checkpoints stay.
@@ -180,6 +182,7 @@ def save_progress(
         epoch=progress.epoch - 1,  # the last complete one, as published
         optimizer=state.optimizer.state_dict(),
         config=config_to_dict(config),
+        data=data,
         training={
             **order,
             **progress._asdict(),

@@ -108,7 +108,7 @@ def run(args: argparse.Namespace, process: ProcessInfo) -> None:
     def configure(trained: Config) -> Config:
         return read_config(args, replace(Config(), **{name: getattr(trained, name) for name in NETWORK}))
 
-    model, config, epoch, _ = load_model(path, args.mano, configure)
+    model, config, epoch, _, note = load_model(path, args.mano, configure)
     if args.test_epoch is not None:
         epoch = args.test_epoch
     model = prepare_inference(model, process.device)
@@ -118,6 +118,8 @@ def run(args: argparse.Namespace, process: ProcessInfo) -> None:
     if process.is_main:
         make_folder(folder)
         print(f"{path} on {len(dataset)} samples of {config.testset}; hand model: {model.mano_layer.name}", flush=True)
+        if note:
+            print(note, flush=True)
 
     evaluator = Evaluator(PROTOCOLS[config.testset], model.mano_layer)
     share = range(process.rank, len(dataset), process.world)
@@ -131,7 +133,8 @@ def run(args: argparse.Namespace, process: ProcessInfo) -> None:
     if skipped and not len(whole):
         raise UserError(f"none of the {skipped} samples of {config.testset} can be read")
     stem = folder / f"{config.testset}_{epoch}"
-    about = {"checkpoint": str(path), "epoch": epoch, "hand_model": model.mano_layer.name, "skipped": skipped}
+    about = {"checkpoint": str(path), "epoch": epoch, "hand_model": model.mano_layer.name, "network_note": note,
+             "skipped": skipped}  # fmt: skip
     write_results(stem, whole, dataset, about)
     print(whole.summary())
     if skipped:

@@ -46,6 +46,7 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from common.checkpoint import network_note
 from common.criterion import InterWildLoss
 from common.devices import parse_devices
 from common.distributed import (
@@ -76,7 +77,7 @@ from common.utils.files import make_folder, write_image
 from common.utils.images import quiet_opencv
 from common.utils.joints import MANO_JOINTS
 from data.dataset import MixedSampler, check_machine, init_worker, loader_workers, to_device, unwrap_worker_errors
-from main.build import build_model, init_backbones, open_training
+from main.build import build_model, init_backbones, open_training, training_record
 from main.config import Config
 from main.options import add_config_options, read_config
 from main.resume import (
@@ -120,6 +121,7 @@ def train(args: argparse.Namespace, process: ProcessInfo) -> int:
         sampler, loader = build_data(args, process, config)
         stack.callback(shut_down_workers, loader)
         state, restored = build_state(args, process, config, resume, sampler)
+        record = training_record(config, args.data, state.model.mano_layer.name)
         network = wrap_model(args, process, state.model, config.amp)
         criterion = InterWildLoss(config.frames)
         log = None
@@ -134,6 +136,8 @@ def train(args: argparse.Namespace, process: ProcessInfo) -> int:
             changes = describe_changes(resume, config, run_options(args, process)) if resume else None
             for line in filter(None, (restored, changes)):
                 log.say(line)
+            if note := network_note({"data": record}):
+                log.say(f"the checkpoints will say: {note}")
 
         stop = stack.enter_context(StopSignal())
         while progress.epoch < config.end_epoch:
@@ -162,7 +166,7 @@ def train(args: argparse.Namespace, process: ProcessInfo) -> int:
                 if progress.step % args.save_every == 0 or stop.asked_of_all:  # step 0 is the end of an epoch
                     if process.is_main:
                         order, options = data_order(sampler), run_options(args, process)
-                        save_progress(args.output / "model_dump", progress, state, config, order, options)
+                        save_progress(args.output / "model_dump", progress, state, config, order, options, record)
                     barrier(process)
                 if stop.asked_of_all:
                     if log:

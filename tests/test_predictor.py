@@ -9,6 +9,7 @@ import pytest
 import torch
 from inputs import smooth_image_uint8
 
+from common.checkpoint import GENERATED_NOTE, UNTRAINED_NOTE, data_record
 from common.errors import UserError
 from common.utils.camera import Camera, project
 from common.utils.images import load_image
@@ -207,6 +208,22 @@ def test_result_as_data(photo, predictor):
     assert content["hand_model"] == "a hand" and "metres" in content["units"]["cam"]
     pinhole = camera_to_dict(Camera(np.array([500.0, 500.0]), np.array([1.0, 2.0]), orthographic=False))
     assert pinhole["type"] == "pinhole" and not pinhole["virtual"]
+
+
+def test_a_network_says_what_its_results_are_not_for(small_snapshot, mano_folder, image, tmp_path):
+    """By its checkpoint's own record, and in the results."""
+    content = torch.load(small_snapshot, weights_only=True)
+    for data, note in (
+        (None, ""),
+        (data_record(["InterHand26M", "MSCOCO"], [], "MANO"), ""),
+        (data_record(["InterHand26M", "MSCOCO"], ["MSCOCO"], "MANO"), GENERATED_NOTE),
+        (data_record([], [], ""), UNTRAINED_NOTE),
+    ):
+        torch.save({**content, "data": data}, tmp_path / "a.pth")
+        predictor = HandPredictor.load(tmp_path / "a.pth", mano_folder, ["cpu"])
+        assert predictor.note == note
+    result = photo_to_dict("x", predictor(image), "a hand", predictor.note)
+    assert result["network_note"] == UNTRAINED_NOTE and "not a probability" in result["confidence_kind"]
 
 
 def test_what_is_not_finite_is_refused(predictor, image):

@@ -1,7 +1,7 @@
 """Write a checkpoint of an untrained network, in the published layout, to try the demo without a trained one.
 
     python tool/make_checkpoint.py --init random
-    python tool/make_checkpoint.py --init imagenet --output other.pth
+    python demo/demo.py --checkpoint demo/untrained.pth --input YOUR_PHOTO.jpg
     python tool/make_checkpoint.py --init random --preset small --heads start --output start.pth
 
 Its predictions are meaningless: two hands somewhere near the middle. If the demo runs with it, the installation works.
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from common.checkpoint import save_checkpoint
+from common.checkpoint import data_record, save_checkpoint
 from common.errors import UserError
 from common.options import ROOT, Parser
 from main.build import build_model, init_backbones
@@ -35,8 +35,8 @@ def main() -> None:
     init_backbones(model, args.init)
     if args.heads == "visible":
         show_something(model)
-    save_checkpoint(args.output, model, epoch=0, config=config_to_dict(config))
-    print(f"wrote {args.output}: an untrained network, not the published one ({args.init} backbones, random heads)")
+    save_checkpoint(args.output, model, epoch=0, config=config_to_dict(config), data=data_record([], [], ""))
+    print(f"wrote {args.output}: an untrained network ({args.init} backbones, random heads)")
 
 
 def show_something(model: InterWild) -> None:
@@ -73,18 +73,26 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__, {"--out": "--output"})
     parser.add_argument(
-        "--init", choices=("imagenet", "random"), default="imagenet", help="backbones (default: imagenet)"
+        "--init",
+        choices=("imagenet", "random"),
+        default="imagenet",
+        help="initial weights of the backbones (default: %(default)s)",
     )
-    parser.add_argument("--preset", choices=sorted(PRESETS), help="another network; small: for a CPU")
     parser.add_argument(
-        "--heads", choices=("visible", "start"), default="visible", help="varied, or as a training starts with"
+        "--preset", choices=sorted(PRESETS), help="size of the network; small: for a CPU (default: the published size)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
+    parser.add_argument(
+        "--heads",
+        choices=("visible", "start"),
+        default="visible",
+        help="visible: hands that can be seen; start: as a training starts (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default: %(default)s)")
     parser.add_argument(
         "--output",
         type=Path,
-        default=ROOT / "demo" / "snapshot_6.pth",
-        help="file to write (default: demo/snapshot_6.pth, the name of the published checkpoint)",
+        default=ROOT / "demo" / "untrained.pth",
+        help="file to write (default: demo/untrained.pth)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     return parser.parse_args()

@@ -31,13 +31,15 @@ LABEL_SHADE = 0.75  # white text needs a darker ground than the hands' colours
 SHIFT = 4  # OpenCV takes coordinates in 1/2^SHIFT pixel
 
 
-def draw_boxes(image_rgb: np.ndarray, boxes_image: np.ndarray, scores: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """Draw the hands' boxes, labelled with side and score.
+def draw_boxes(
+    image_rgb: np.ndarray, boxes_image: np.ndarray, scores: np.ndarray | None, shown: np.ndarray
+) -> np.ndarray:
+    """Draw the hands' boxes, labelled with the side, and with what the score is.
 
     Args:
         image_rgb: (H, W, 3) uint8, left as it is.
         boxes_image: (2, 4) xyxy px, right then left. One with a NaN is left out.
-        scores: (2,) in [0, 1].
+        scores: (2,) in [0, 1], the heights of the detector's heatmap; None: not drawn, as for true boxes.
         shown: (2,) bool.
 
     Returns:
@@ -50,7 +52,7 @@ def draw_boxes(image_rgb: np.ndarray, boxes_image: np.ndarray, scores: np.ndarra
     for side in drawn:
         _draw_rectangle(canvas, boxes_image[side], side)
     for side in drawn:  # after both boxes, so that no line crosses a label
-        text = f"{SIDES[side]} {float(scores[side]):.2f}"
+        text = SIDES[side] if scores is None else f"{SIDES[side]}, heatmap {float(scores[side]):.2f}"
         labels.append(_draw_label(canvas, text, boxes_image[side], side, labels))
     return canvas
 

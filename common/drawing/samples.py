@@ -23,14 +23,13 @@ class Marks(NamedTuple):
     """What is drawn of both hands, as numpy; what is NaN is not drawn."""
 
     boxes_crop: np.ndarray  # (2, 4) xyxy px
-    scores: np.ndarray  # (2,) in [0, 1]
     joints_crop: np.ndarray  # (2, 21, 2) px
 
 
 def draw_sample(crop: np.ndarray, target: Marks, predicted: Marks, meshes: list[HandMesh]) -> list[np.ndarray]:
     """(h, w, 3) uint8 RGB four times: the crop, with the target, with the prediction, with the meshes."""
     marked = [
-        draw_skeletons(draw_boxes(crop, marks.boxes_crop, marks.scores, BOTH), marks.joints_crop, BOTH)
+        draw_skeletons(draw_boxes(crop, marks.boxes_crop, None, BOTH), marks.joints_crop, BOTH)
         for marks in (target, predicted)
     ]
     return [crop, *marked, render_hands(crop, meshes)]
@@ -55,7 +54,7 @@ def read_prediction(
             values[:, None].expand(-1, 2, -1) for values in (placed.pair_focal_crop, placed.pair_princpt_crop)
         )
     vertices = prediction.vertices_rel + transl[:, :, None]
-    values = (boxes, prediction.box_scores, placed.joints_crop[..., :2], vertices, focal, princpt)
+    values = (boxes, placed.joints_crop[..., :2], vertices, focal, princpt)
     hand_faces = faces.cpu().numpy()
     found = []
     for *marks, points, focals, princpts in zip(
@@ -82,7 +81,7 @@ def draw_sheet(images: Tensor, prediction: Prediction, targets: Targets, faces: 
     crops = (images.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
     boxes = torch.where(targets.boxes_valid[..., None] > 0, targets.boxes_crop, torch.nan)
     joints = torch.where(targets.joints_inside[..., None] > 0, targets.joints_crop[..., :2], torch.nan)
-    marks = [x.float().cpu().numpy() for x in (boxes, targets.boxes_valid, joints)]
+    marks = [x.float().cpu().numpy() for x in (boxes, joints)]
     predicted = read_prediction(prediction, faces, frames, together=False)
     rows = [
         np.concatenate(draw_sample(crop, Marks(*(values[n] for values in marks)), *predicted[n]), 1)
@@ -102,4 +101,4 @@ def draw_eval_sample(sample: Sample, prediction: Prediction, faces: Tensor, fram
     predicted, meshes = read_prediction(prediction, faces, frames, together=True)[0]
     boxes = np.where(sample.boxes_valid[:, None] > 0, sample.boxes_crop, np.nan)
     joints = np.where(sample.joints_valid[..., None] > 0, sample.joints_crop[..., :2], np.nan)
-    return draw_sample(sample.crop.round().byte().numpy(), Marks(boxes, np.ones(2), joints), predicted, meshes)[1:]
+    return draw_sample(sample.crop.round().byte().numpy(), Marks(boxes, joints), predicted, meshes)[1:]

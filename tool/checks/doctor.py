@@ -30,9 +30,11 @@ from data import layouts
 from main.build import load_model
 from tool.checks.datasets import Options, Report, check_magnitude, check_split, name_some, span
 
+# Trained on InterHand2.6M, MSCOCO and Re:InterHand (Mugsy cameras), the one that the published demo uses.
+CHECKPOINT_URL = "https://drive.google.com/file/d/1zZy3L6zrHJtWMUEJFonqDtRG9XGHabN1"
 SNAPSHOT_FROM = (
-    "get the published snapshot_6.pth (linked in the README of https://github.com/facebookresearch/InterWild) into "
-    "demo, or try with an untrained one: python tool/make_checkpoint.py"
+    f"get the published checkpoint, {CHECKPOINT_URL}, as demo/snapshot_6.pth, or try with an untrained one, "
+    "demo/untrained.pth: python tool/make_checkpoint.py"
 )
 
 
@@ -50,7 +52,7 @@ def main() -> int:
     quiet_opencv()
     options = Options(args.sample, args.full)
     reports = [check_mano(args.mano or MANO_FOLDER)]
-    reports += check_checkpoints(args.checkpoint or ROOT / "demo" / "snapshot_6.pth")
+    reports += check_checkpoints(args.checkpoint or demo_checkpoint())
     reports += [
         check_split(args.data, name, split, options) for name in sets for split in layouts.DATASETS[name].splits
     ]
@@ -75,7 +77,13 @@ def exit_code(reports: Sequence[Report], asked: Collection[str]) -> int:
 
 def print_reports(reports: Sequence[Report], data: Path) -> None:
     if not any(report.found for report in reports):
-        print(OVERVIEW.format(data=data, **{name: info.how_to_get for name, info in layouts.DATASETS.items()}))
+        print(
+            OVERVIEW.format(
+                data=data,
+                checkpoint=CHECKPOINT_URL,
+                **{name: info.how_to_get for name, info in layouts.DATASETS.items()},
+            )
+        )
         return
     print(f"data: {data}\n")
     for report in merged(reports):
@@ -126,8 +134,8 @@ For the real thing, in this order:
 
  1. The MANO hand model, needed by everything. 'Models & Code' from https://mano.is.tue.mpg.de (free, after
     registration): MANO_RIGHT.pkl and MANO_LEFT.pkl into common/utils/human_model_files/mano.
- 2. A trained network, for the demo and for testing: snapshot_6.pth into demo (linked in the README of
-    https://github.com/facebookresearch/InterWild). With these two the demo runs.
+ 2. A trained network, for the demo and for testing: {checkpoint} as
+    demo/snapshot_6.pth. With these two the demo runs.
  3. Datasets, for testing and training, into {data}. The quickest to get comes first:
     HIC (test): {HIC}
     MSCOCO (train, val): {MSCOCO}
@@ -141,7 +149,9 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the datasets (default: data)")
     parser.add_argument("--mano", type=Path, help="folder of the MANO files")
-    parser.add_argument("--checkpoint", type=Path, help="checkpoint (default: demo/snapshot_6.pth)")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="checkpoint (default: demo/snapshot_6.pth, or demo/untrained.pth)"
+    )
     parser.add_argument("--sets", help=f"comma-separated: {', '.join(layouts.DATASETS)} (default: all)")
     parser.add_argument("--sample", type=count, default=200, help="images per split to read (default: %(default)s)")
     parser.add_argument("--full", action="store_true", help="look for every image, not for a sample")
@@ -172,6 +182,12 @@ def check_mano(folder: Path) -> Report:
     return report
 
 
+def demo_checkpoint() -> Path:
+    """The checkpoint that the demo uses, or the untrained one where there is no other."""
+    published, untrained = (ROOT / "demo" / name for name in ("snapshot_6.pth", "untrained.pth"))
+    return untrained if untrained.exists() and not published.exists() else published
+
+
 def check_checkpoints(path: Path) -> list[Report]:
     """The demo's checkpoint, and the latest of an own training if there is one."""
     dumps = sorted((ROOT / "output" / "model_dump").glob("snapshot_*.pth"), key=lambda dump: dump.stat().st_mtime)
@@ -195,4 +211,6 @@ def check_checkpoint(path: Path, which: str) -> Report:
         report.problem(f"{path}: {name_some(broken)} holds NaN or infinite numbers")
     numbers = sum(value.numel() for value in network.values())
     report.facts.append(f"{path}: epoch {loaded.epoch}, {numbers / 1e6:.1f} M numbers, fits the network")
+    if loaded.note:
+        report.remarks.append(loaded.note)
     return report

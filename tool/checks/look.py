@@ -115,7 +115,7 @@ def draw(item: Sample | EvalSample, mano: TwoHandMano, frames: Frames, index: in
 def draw_annotated(image: np.ndarray, targets: Targets) -> np.ndarray:
     """Boxes and annotated joints of one sample over its crop."""
     boxes, valid = targets.boxes_crop[0].numpy(), targets.boxes_valid[0].bool().numpy()
-    image = draw_boxes(image, boxes, np.ones(2), valid)
+    image = draw_boxes(image, boxes, None, valid)
     for hand in range(2):
         color = tuple(round(255 * value) for value in HAND_RGB[hand])
         radius = int(np.clip(np.abs(boxes[hand, 2:] - boxes[hand, :2]).max() / 40, 1, 4)) if valid[hand] else 3

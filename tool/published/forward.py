@@ -24,7 +24,7 @@ def run(args: Namespace) -> list[Report]:
     arrays = load_npz(args.inputs)
     if "images" not in arrays:
         raise UserError(f"{args.inputs} has no array `images`")
-    model, _, _, skipped = load_model(args.checkpoint, args.mano)
+    model, _, _, skipped, _ = load_model(args.checkpoint, args.mano)
     print(f"all {len(model.state_dict())} tensors of the network loaded; skipped: {', '.join(skipped) or 'none'}")
 
     model.to(args.device).eval()
