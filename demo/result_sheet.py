@@ -1,20 +1,20 @@
 """A contact sheet of the demo's results: photo, boxes, skeletons, meshes, the meshes from another side."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from common.drawing.sheets import PAPER, contact_sheet
-from common.types import SIDES
+from common.drawing.sheets import PAPER, contact_sheet, fit
 from common.utils.images import load_image, turn_upright
 
 TILE = 288  # px, side of an image on the sheet
 MAX_PHOTOS = 40  # on a sheet
 MARGIN = 1.35  # the close-ups show the square around both boxes, enlarged by this
-KINDS = ("box", "skeleton", "mesh", "side")
+SMALLEST = 16  # px, side of a close-up
+# Ending of an image's name -> its title.
+KINDS = {"box": "boxes", "skeleton": "2D skeletons", "mesh": "meshes", "side": "meshes from another side"}
 
 
 def draw_result_sheet(folder: Path, photos: Mapping[Path, str]) -> np.ndarray:
@@ -32,56 +32,41 @@ def draw_result_sheet(folder: Path, photos: Mapping[Path, str]) -> np.ndarray:
     """
     strips: list[list[np.ndarray]] = []
     captions: list[str] = []
+    note = ""
     for path, name in photos.items():
         result = folder / "results" / f"{name}.json"
         if len(strips) == MAX_PHOTOS or not result.is_file():
             continue
         content = json.loads(result.read_bytes())
+        note = content["network_note"] or note
         people = [one["hands"] for one in content.get("people", [content])]
-        shown = [(side, hands[side]) for hands in people for side in SIDES if "dropped" not in hands[side]]
-        every = [hands[side] for hands in people for side in SIDES]
+        every = [hand["box_image"] for hands in people for hand in hands.values()]
+        shown = [hand["box_image"] for hands in people for hand in hands.values() if "dropped" not in hand]
         photo = turn_upright(load_image(path), content.get("exif_orientation", 1))
-        boxes = [hand["box_image"] for _, hand in shown] or [hand["box_image"] for hand in every]
-        close_up = square_around(boxes, photo.shape[:2])
-        strip = [cut(photo, whole(photo.shape[:2]))]
-        strip += [cut(load_image(folder / "renders" / f"{name}_{kind}.jpg"), close_up) for kind in KINDS]
-        strips.append(strip)
-        confidences = ", ".join(f"{side} {hand['confidence']:.2f}" for side, hand in shown)
-        if len(people) > 1:
-            confidences = f"{len(people)} people, {len(shown)} hands"
-        captions.append(f"{name}: {confidences or 'no hand'}")
+        close_up = square_around(shown or every, photo.shape[:2])
+        images = {kind: load_image(folder / "renders" / f"{name}_{kind}.jpg") for kind in KINDS}
+        tiles = [images[kind] if kind == "side" else images[kind][close_up] for kind in KINDS]
+        strips.append([fit(image, (TILE, TILE)) for image in (photo, *tiles)])
+        captions.append(f"{name}: {describe(people)}")
     if not strips:
         return np.full((TILE, TILE, 3), PAPER, np.uint8)
-    return contact_sheet(strips, captions, TILE)
+    return contact_sheet(strips, captions, ("photo", *KINDS.values()), TILE, note)
 
 
-def whole(image_size: tuple[int, int]) -> tuple[float, float, float]:
-    """(h, w) -> the square around all of a photo: center x, y and half a side, px."""
-    height, width = image_size
-    return (width - 1) / 2, (height - 1) / 2, max(image_size) / 2
-
-
-def square_around(boxes_image: list[list[float]], image_size: tuple[int, int]) -> tuple[float, float, float]:
-    """Boxes (xyxy) -> the square around them, at most the one around the photo: center x, y and half a side, px."""
+def square_around(boxes_image: list[list[float]], image_size: tuple[int, int]) -> tuple[slice, slice]:
+    """Boxes (xyxy) -> rows and columns of the photo, (h, w): the square around them, moved inside if possible."""
     boxes = np.asarray(boxes_image, np.float64)
     low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
-    x, y, largest = whole(image_size)
-    half = float((high - low).max()) / 2 * MARGIN
-    if not 1 < half < largest:
-        return x, y, largest
-    return float(low[0] + high[0]) / 2, float(low[1] + high[1]) / 2, half
+    size = np.array(image_size[::-1])
+    side = np.minimum(max((high - low).max() * MARGIN, SMALLEST), size).round()
+    start = np.clip((low + high - side) / 2, 0, size - side).round().astype(int)
+    (x0, y0), (x1, y1) = start.tolist(), (start + side).astype(int).tolist()
+    return slice(y0, y1), slice(x0, x1)
 
 
-def cut(image: np.ndarray, square: tuple[float, float, float]) -> np.ndarray:
-    """Cut a square out of an image, (TILE, TILE, 3); white where it reaches beyond."""
-    x, y, half = square
-    scale = TILE / (2 * half)
-    if scale < 1:  # average, because sampling would skip pixels
-        size = [max(1, round(length * scale)) for length in image.shape[1::-1]]
-        ratio = np.array(size) / image.shape[1::-1]
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        x, y = (x + 0.5) * ratio[0] - 0.5, (y + 0.5) * ratio[1] - 0.5
-        scale = 1.0
-    middle = (TILE - 1) / 2
-    to_tile = np.array([[scale, 0, middle - scale * x], [0, scale, middle - scale * y]])
-    return cv2.warpAffine(image, to_tile, (TILE, TILE), flags=cv2.INTER_LINEAR, borderValue=PAPER)
+def describe(people: Sequence[Mapping[str, Mapping]]) -> str:
+    """The hands reported in a photo, of each person side -> hand."""
+    shown = [(side, hand) for hands in people for side, hand in hands.items() if "dropped" not in hand]
+    if len(people) > 1:
+        return f"{len(people)} people, {len(shown)} hands"
+    return ", ".join(f"{side} (heatmap {hand['confidence']:.2f})" for side, hand in shown) or "0 hands reported"

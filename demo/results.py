@@ -34,7 +34,8 @@ UNITS = {
     "cam": "metres, x right, y down, z away from the camera",
     "rotations": "axis-angle, radians",
 }
-SHARED_KEYS = ("name", "image_size", "units", "hand_model", "network_note", "confidence_kind", "joint_names")  # of all people in a photo
+# Of all people in a photo.
+SHARED_KEYS = ("name", "image_size", "units", "hand_model", "network_note", "confidence_kind", "joint_names")
 CONFIDENCE_KIND = "height of the detector's heatmap at the box centre, 0 to 1; not a probability"
 DEPTH_METRIC = "metric: the hands stand before the given camera"
 DEPTH_VIRTUAL = "virtual: the camera is unknown, only differences in depth within one camera mean anything"
@@ -171,17 +172,17 @@ class ResultWriter:
         self, image: np.ndarray, people: Sequence[PhotoHands], meshes: Sequence[list[HandMesh]]
     ) -> dict[str, np.ndarray]:
         """Kind -> (H, W, 3) uint8 RGB. All people together; larger boxes, which are nearer, on top."""
-        box, skeleton, mesh, side = image, image, image, None
-        for one, hands in sorted(zip(people, meshes, strict=True), key=lambda pair: _box_area(pair[0])):
+        box, skeleton, mesh = image, image, image
+        nearest_last = sorted(zip(people, meshes, strict=True), key=lambda pair: _box_area(pair[0]))
+        for one, hands in nearest_last:
             shown = np.array([name not in one.dropped for name in SIDES])
             joints = np.zeros((2, len(JOINTS), 2))
             for hand in one.hands:
                 joints[SIDES.index(hand.side)] = hand.joints_image
-            box = draw_boxes(box, one.boxes_image, one.confidences, shown)
+            box = draw_boxes(box, one.boxes_image, None, shown)
             skeleton = draw_skeletons(skeleton, joints, shown)
             mesh = render_hands(mesh, hands, self.renderer)
-            side = draw_side_view(one.image_size, hands, one.pair, self.renderer, side)
-        assert side is not None
+        side = draw_side_view(image.shape[:2], [(hands, one.pair) for one, hands in nearest_last], self.renderer)
         return {"box": box, "skeleton": skeleton, "mesh": mesh, "side": side}
 
     def _write_hand(self, name: str, hand: Hand, photo: PhotoHands) -> None:
@@ -251,9 +252,9 @@ def camera_to_dict(camera: Camera) -> dict[str, Any]:
     }
 
 
-def people_to_dict(name: str, people: Sequence[PhotoHands], hand_model: str) -> dict[str, Any]:
+def people_to_dict(name: str, people: Sequence[PhotoHands], hand_model: str, note: str = "") -> dict[str, Any]:
     """`photo_to_dict` of the photo's one person; of several under "people", with what they share beside it."""
-    contents = [_person_to_dict(one) | photo_to_dict(name, one, hand_model) for one in people]
+    contents = [_person_to_dict(one) | photo_to_dict(name, one, hand_model, note) for one in people]
     if len(contents) == 1:
         return contents[0]
     shared = {key: contents[0][key] for key in SHARED_KEYS}
@@ -272,7 +273,6 @@ def _box_area(one: PhotoHands) -> float:
     return float((one.box_image[2:] - one.box_image[:2]).prod()) if isinstance(one, PersonHands) else 0.0
 
 
-def photo_to_dict(name: str, photo: PhotoHands, hand_model: str) -> dict[str, Any]:
 def photo_to_dict(name: str, photo: PhotoHands, hand_model: str, note: str = "") -> dict[str, Any]:
     """One photo's hands as plain data, without the vertices (they are in the mesh files).
 

@@ -43,7 +43,7 @@ def main() -> None:
         draw_boxes(photo, annotation.boxes_image, None, shown),
         draw_skeletons(photo, project_capture(joints_cam, lens), shown),
         render_hands(photo, hands),
-        draw_side_view(photo.shape[:2], hands, together=True),
+        draw_side_view(photo.shape[:2], [(hands, True)]),
     ]
 
     # All images show the same square around the hands.

@@ -39,14 +39,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common.devices import parse_devices
 from common.distributed import ProcessInfo, from_all, launch, main_first
 from common.drawing.charts import histograms
-from common.drawing.samples import draw_eval_sample
+from common.drawing.samples import TITLES, draw_eval_sample
 from common.drawing.sheets import contact_sheet
 from common.errors import UserError, run_main
 from common.metrics import PROTOCOLS, Estimate, Evaluator, to_estimate
 from common.options import DATA_HELP, GPU_HELP, MANO_FOLDER, MANO_HELP, ROOT, Parser
 from common.precision import autocast
 from common.targets import build_images, complete_truth
-from common.types import HAND_TYPES, EvalSample, Prediction
+from common.types import HAND_TYPES, SIDES, EvalSample, Prediction
 from common.utils.files import atomic_write, make_folder, write_image, write_json
 from common.utils.images import quiet_opencv
 from data.dataset import (
@@ -70,7 +70,7 @@ NETWORK = ("body_backbone", "hand_backbone", "trans_backbone", "box_channels", "
 USED = ("testset", "interhand_test_subset", "cam_mode", "envmap_mode", "test_batch_size", "num_thread", "amp",
         "hand_box_extension", "wild_box_extension", "studio_box_extension")  # fmt: skip
 # Start of a column's name in the .csv -> its name in the images.
-COLUMNS = {"mpvpe": "MPVPE", "mpjpe": "MPJPE", "mrrpe": "MRRPE", "rrve": "RRVE", "box_iou": "bbox IoU"}
+COLUMNS = {"mpvpe": "MPVPE", "mpjpe": "MPJPE", "mrrpe": "MRRPE", "rrve": "RRVE", "box_iou": "box IoU"}
 LARGEST = 1e9  # m or px; squares and sums of larger predictions overflow float32
 
 
@@ -140,7 +140,7 @@ def run(args: argparse.Namespace, process: ProcessInfo) -> None:
     if skipped:
         print(f"left out: {skipped} of {len(dataset)} samples, which cannot be read")
     if args.visualize:
-        draw(stem, whole, model, dataset, config, args.visualize, process.device)
+        draw(stem, whole, model, dataset, config, args.visualize, process.device, note)
     print(f"results are in {stem}.*")
 
 
@@ -255,8 +255,9 @@ def draw(
     config: Config,
     count: int,
     device: torch.device,
+    note: str,
 ) -> None:
-    """The images of --visualize: samples spread over the dataset, the worst, histograms."""
+    """The images of --visualize: samples spread over the dataset, the worst, histograms. `note` heads the samples."""
     table = evaluator.table()
     tested = table["index"].tolist()
     spread = np.linspace(0, len(tested) - 1, min(count, len(tested))).round().astype(int)
@@ -265,7 +266,8 @@ def draw(
         if indices:
             images = [draw_one(model, dataset[index], config, device) for index in indices]
             captions = [caption(dataset.id(index), table, tested.index(index)) for index in indices]
-            write_image(stem.with_name(f"{stem.name}_{name}.jpg"), contact_sheet(images, captions))
+            sheet = contact_sheet(images, captions, TITLES[1:], header=note)
+            write_image(stem.with_name(f"{stem.name}_{name}.jpg"), sheet)
     errors = {
         title: np.concatenate([values for name, values in table.items() if name.startswith(column)])
         for column, title in COLUMNS.items()
@@ -283,14 +285,14 @@ def draw_one(model: InterWild, item: EvalSample, config: Config, device: torch.d
 
 
 def caption(id: str, table: dict[str, np.ndarray], row: int) -> str:
-    """A sample's id, and its errors of the right / the left hand."""
+    """A sample's id, and its errors of the hands that are scored."""
     parts = [id.rsplit("--", 1)[-1]]
-    for column in ("box_iou", "mpvpe"):
-        values = [values[row] for name, values in table.items() if name.startswith(column)]
-        texts = ["-" if np.isnan(value) else f"{value:.0f}" for value in values]
+    for column, unit in (("box_iou", "%"), ("mpvpe", "mm")):
+        errors = {side: table[f"{column}_{side}"][row] for side in SIDES if f"{column}_{side}" in table}
+        texts = [f"{side} {error:.0f} {unit}" for side, error in errors.items() if not np.isnan(error)]
         if texts:
-            parts.append(f"{COLUMNS[column]} {'/'.join(texts)}")
-    return "  ".join(parts)
+            parts.append(f"{COLUMNS[column]}: {', '.join(texts)}")
+    return "   ".join(parts)
 
 
 if __name__ == "__main__":

@@ -192,9 +192,12 @@ def test_loader_workers_share_the_cores(monkeypatch, limit, processes, batches, 
 def test_sheets_and_histograms():
     """Any number of samples makes a sheet; NaN and sets without numbers make no mark."""
     picture = np.zeros((40, 30, 3), np.uint8)
-    one, three = (contact_sheet([[picture, picture]] * n, ["caption"] * n, height=80) for n in (1, 3))
-    assert three.shape[1] == 2 * one.shape[1] and three.shape[0] == 2 * one.shape[0]
-    assert (one == 0).all(2).sum() >= 2 * 80 * 60  # both pictures, at twice their size
+    one, two, five = (contact_sheet([[picture, picture]] * n, ["caption"] * n, ["a", "b"], 80) for n in (1, 2, 5))
+    strip = two.shape[0] - one.shape[0]
+    assert two.shape[1] == one.shape[1] and five.shape == (one.shape[0] + 2 * strip, 2 * one.shape[1], 3)
+    assert (one == 0).all(2).sum() >= 2 * 80 * 60  # both images, at twice their size
+    wide = contact_sheet([[picture, picture[:20]]], [""], ["a", "b"], 80, "a note")
+    assert (wide == 0).all(2).sum() >= 80 * 60 + 40 * 60  # the second fills its place in width
 
     units = {"a": "mm", "b": "mm"}
     alone = histograms({"a": np.array([1.0, 2, 3])}, units)

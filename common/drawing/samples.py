@@ -9,13 +9,15 @@ from torch import Tensor
 from common.drawing.overlay import draw_boxes, draw_skeletons
 from common.drawing.raster import HandMesh
 from common.drawing.render import render_hands
-from common.drawing.sheets import arrange
+from common.drawing.sheets import contact_sheet
 from common.postprocess import to_crop
 from common.types import SIDES, Prediction, Sample, Targets, take
 from common.utils.camera import Camera
 from common.utils.frames import Frames, rescale
 
 ROWS = 6
+TITLES = ("image", "target", "predicted", "predicted meshes")
+SHEET_HEIGHT = 256  # px, of an image on the sheet of training samples, at least
 BOTH = np.ones(len(SIDES), bool)
 
 
@@ -68,14 +70,14 @@ def read_prediction(
 
 @torch.no_grad()
 def draw_sheet(images: Tensor, prediction: Prediction, targets: Targets, faces: Tensor, frames: Frames) -> np.ndarray:
-    """Draw a contact sheet of training samples, one per row.
+    """Draw a contact sheet of training samples: the crop, its target and what the network predicts.
 
     Args:
         images: (N, 3, h, w) RGB in [0, 1]; the first `ROWS` are shown.
         faces: (2, F, 3) of the hand models.
 
     Returns:
-        (rows * h, 4 * w, 3) uint8 RGB.
+        (H, W, 3) uint8 RGB.
     """
     images, prediction, targets = (take(batch, slice(ROWS)) for batch in (images, prediction, targets))
     crops = (images.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
@@ -83,11 +85,8 @@ def draw_sheet(images: Tensor, prediction: Prediction, targets: Targets, faces: 
     joints = torch.where(targets.joints_inside[..., None] > 0, targets.joints_crop[..., :2], torch.nan)
     marks = [x.float().cpu().numpy() for x in (boxes, joints)]
     predicted = read_prediction(prediction, faces, frames, together=False)
-    rows = [
-        np.concatenate(draw_sample(crop, Marks(*(values[n] for values in marks)), *predicted[n]), 1)
-        for n, crop in enumerate(crops)
-    ]
-    return arrange(rows, 1)
+    drawn = [draw_sample(crop, Marks(*(values[n] for values in marks)), *predicted[n]) for n, crop in enumerate(crops)]
+    return contact_sheet(drawn, [""] * len(drawn), TITLES, max(SHEET_HEIGHT, crops.shape[1]))
 
 
 def draw_eval_sample(sample: Sample, prediction: Prediction, faces: Tensor, frames: Frames) -> list[np.ndarray]:
