@@ -154,7 +154,8 @@ class Quickstart:
             ]  # fmt: skip
 
         train = ["main/train.py", "--gpu", self.gpu, *network, "--trainset_3d", "InterHand26M", "--output", self.out]
-        train += ["--end_epoch", args.epochs, "--lr_dec_epoch", round(0.85 * args.epochs), "--visualize_every", 200]
+        train += ["--end_epoch", args.epochs, "--lr_dec_epoch", round(0.85 * args.epochs)]
+        train += ["--visualize_every", 200, "--validate_every", 100]
         # Less augmentation than for photos: in a few minutes the network sees no image often.
         train += ["--augmentation", "rot=15", "scale=0.1", *data]
         toy = ["tool/make_toy_data.py", "--out", self.out / "data", "--sets", "InterHand26M,MSCOCO,HIC", "--scale", 0.5]
@@ -241,6 +242,7 @@ images, in {self.out}:
   demo/renders/*.html        the meshes in a browser, to rotate
   after/result/*.jpg, *.png  test samples, the worst, histograms of the errors
   vis/*.jpg                  samples during training
+  log/curve.png              the training's loss, and the errors on samples that are held out of it
   log/                       losses of each step; tensorboard --logdir {self.out / "log"}
 """)
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from common.drawing.charts import training_curve
 from common.errors import UserError, error_context
-from common.utils.files import atomic_write, make_folder
+from common.utils.files import atomic_write, make_folder, write_image
 
 TENSORBOARD_EVERY = 10  # steps
 TURNED = 120.0  # degrees; no joint of a hand bends that far
@@ -22,6 +23,8 @@ class TrainLog:
 
         train.txt       what is printed, with the time
         losses.jsonl    one line per step: epoch, step, lr, total, every term, ...
+        validation.jsonl    one line per validation: epoch, step, loss, mpvpe (mm)
+        curve.png       both, at the end
         tensorboard/    the same, every `TENSORBOARD_EVERY` steps
 
     Args:
@@ -36,11 +39,13 @@ class TrainLog:
     def __init__(self, folder: Path, start: tuple[int, int], steps_per_epoch: int) -> None:
         make_folder(folder)
         self.steps_per_epoch = steps_per_epoch
-        text, losses = folder / "train.txt", folder / "losses.jsonl"
-        for path in (text, losses):
+        self._folder = folder
+        text, losses, self._validation = folder / "train.txt", folder / "losses.jsonl", folder / "validation.jsonl"
+        for path in (text, losses, self._validation):
             if path.exists() and not path.is_file():  # to open a pipe might never end
                 raise UserError(f"{path} is not a file; move it away, or choose another --output")
-        _remove_steps_from(start, losses)
+        for path in (losses, self._validation):
+            _remove_steps_from(start, path)
         with error_context(f"cannot write into {folder}", advice="choose another --output"):
             self._text = open(text, "a", encoding="utf-8")
             self._losses = open(losses, "a", encoding="utf-8")
@@ -101,6 +106,27 @@ class TrainLog:
         if self._board:
             with _writing("the TensorBoard log"):
                 self._board.add_image("train/predictions", image_rgb, self._number(at), dataformats="HWC")
+
+    def validation(self, at: tuple[int, int], values: dict[str, float]) -> None:
+        """Write the errors on held-out samples after a step; `loss` and `mpvpe` (mm) among them."""
+        epoch, step = at
+        with _writing(self._validation.name), open(self._validation, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"epoch": epoch, "step": step, **values}) + "\n")
+        if self._board:
+            with _writing("the TensorBoard log"):
+                for name, value in values.items():
+                    self._board.add_scalar(f"validation/{name}", value, self._number(at))
+        self.say(f"epoch {epoch}, step {step}: held-out loss {values['loss']:.3f}, MPVPE {values['mpvpe']:.1f} mm")
+
+    def draw_curve(self) -> None:
+        """Write `curve.png`: losses and held-out errors over the steps."""
+        tables = []
+        for path, names in ((self._folder / "losses.jsonl", ("total",)), (self._validation, ("loss", "mpvpe"))):
+            with error_context(f"cannot read {path}"):
+                lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            steps = [self._number((line["epoch"], line["step"])) for line in lines]
+            tables.append(np.array([steps, *([line[name] for line in lines] for name in names)], np.float64))
+        write_image(self._folder / "curve.png", training_curve(*tables))
 
     def joint_angles(self, at: tuple[int, int], degrees: dict[str, float]) -> None:
         """Show each joint's mean predicted angle over an epoch, and name those beyond `TURNED`."""

@@ -5,6 +5,7 @@ position of an epoch is a pure function of (seed, epoch, position). So the order
 and loader workers, and training can resume at any step.
 """
 
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ from torch.utils.data import Dataset, Sampler, default_collate
 from common.errors import WORKER_KILLED, UserError, error_context, explain_failure
 from common.targets import make_eval_sample, make_sample
 from common.types import Annotation, EvalSample, Sample
-from common.utils.augment import Augmentation, AugmentationRange, draw_augmentation
+from common.utils.augment import IDENTITY, Augmentation, AugmentationRange, draw_augmentation
 from common.utils.frames import Frames
 from common.utils.images import load_image, quiet_opencv
 
@@ -32,6 +33,7 @@ except ImportError:  # Windows
 T = TypeVar("T")
 
 MAX_REPLACED = 100  # broken samples in a row; more is not an accident
+HELD_OUT, MAX_HELD_OUT = 0.05, 128  # share and number of a dataset's samples that validation uses
 PREFETCHED = 2  # batches that each worker holds ready, PyTorch's default
 MAX_FILES = 1 << 16  # open files a process may ask for: some programs walk through all that they may have
 FILES_PER_BATCH = 64  # open files of a batch on its way from a worker: one for each tensor, and pipes
@@ -164,6 +166,7 @@ class MixedDataset(Dataset):
         limits: the range that augmentations are drawn from.
         skip_bad: replace a broken sample by another of its dataset and count it (`Sample.replaced`), instead of
             raising an error.
+        hold_out: keep the end of each dataset, a share of `HELD_OUT`, out of the training, for `held_out`.
     """
 
     def __init__(
@@ -173,11 +176,21 @@ class MixedDataset(Dataset):
         seed: int,
         limits: AugmentationRange | None = None,
         skip_bad: bool = False,
+        hold_out: bool = False,
     ) -> None:
         self.parts = [*parts_3d, *parts_2d]
-        self.group_sizes = [[len(part) for part in group] for group in (parts_3d, parts_2d)]
+        held = [min(MAX_HELD_OUT, math.ceil(HELD_OUT * len(part))) if hold_out else 0 for part in self.parts]
+        self.sizes = [len(part) - number for part, number in zip(self.parts, held, strict=True)]
+        self.group_sizes = [self.sizes[: len(parts_3d)], self.sizes[len(parts_3d) :]]
         self.seed, self.limits, self.skip_bad = seed, limits or AugmentationRange(), skip_bad
         self._reported: set[tuple[int, int]] = set()
+
+    def held_out(self) -> Iterator[Sample]:
+        """The samples that are not trained on, without augmentation. Those that cannot be read are skipped."""
+        for part, size in zip(self.parts, self.sizes, strict=True):
+            for index in range(size, len(part)):
+                with suppress(UserError):
+                    yield part.sample(index, IDENTITY)
 
     def augmentation(self, key: SampleKey) -> Augmentation:
         """The augmentation at a position."""
@@ -197,7 +210,7 @@ class MixedDataset(Dataset):
                 self._reported.add((key.part, index))
                 print(f"skipped {problem}", file=sys.stderr, flush=True)
             rng = np.random.default_rng((self.seed, key.epoch, key.position, replaced + 1))
-            index = int(rng.integers(len(part)))
+            index = int(rng.integers(self.sizes[key.part]))
         raise UserError(f"{MAX_REPLACED} samples in a row cannot be used; the last: {problem}")
 
 

@@ -37,6 +37,7 @@ from demo.predictor import HandPredictor, PreparedPhoto
 from demo.result_sheet import draw_result_sheet
 from demo.results import ResultWriter
 
+NAMED = 6  # photos without a hand, at most, in a line
 THREADS = 4  # that read and write beside the network
 DETECT_BATCH = 4  # photos that the person detector sees together; they are large
 HELD_BYTES = 512 << 20  # of decoded photos that are read ahead, or not yet written
@@ -151,6 +152,7 @@ def process(
     failed: set[Path] = set()
     flawed: set[Path] = set()
     transparent: list[Path] = []
+    empty: list[str] = []  # names of photos in which no hand is reported
     waiting = deque(names)
     reading: deque[Photo] = deque()
     writing: deque[Photo] = deque()
@@ -238,6 +240,8 @@ def process(
             photo = failures[0]
         else:
             photo = results[0] if one_person else report_people(loaded.people, results)
+            if not any(result.hands for result in results):
+                empty.append(loaded.photo.file.name)
         writer.write(names[loaded.photo.file], loaded.image, photo, loaded.orientation)
 
     def finish_writing(allowed: int) -> None:
@@ -270,6 +274,10 @@ def process(
             if not reading:  # none left, or no room before the others are written
                 finish_writing(-1)
                 read_ahead()
+    if empty:
+        more = f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
+        where = one_line(f"in {len(empty)} of {len(names)} photos ({', '.join(sorted(empty)[:NAMED])}{more})")
+        print(f"0 hands reported {where}: no confidence reaches --min_confidence {args.min_confidence:g}")
     return failed, flawed - failed
 
 

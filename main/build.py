@@ -70,6 +70,7 @@ def open_training(
     skip_bad: bool = False,
     cache: Path | None = None,
     rebuild: bool = False,
+    hold_out: bool = False,
 ) -> MixedDataset:
     """The training sets of a configuration, mixed. Raises UserError like `open_source`, or if none is named."""
     sets_3d, sets_2d = (
@@ -78,7 +79,7 @@ def open_training(
     )
     if not sets_3d and not sets_2d:
         raise UserError("no training set is named; set trainset_3d or trainset_2d")
-    return MixedDataset(sets_3d, sets_2d, seed, config.augmentation, skip_bad)
+    return MixedDataset(sets_3d, sets_2d, seed, config.augmentation, skip_bad, hold_out)
 
 
 def training_record(config: Config, data_folder: Path, hand_model: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ Written into --output (which all machines must share):
     model_dump/step_{epoch}_{step}.pth   every --save_every steps, the last two; for --continue
     log/train.txt, log/losses.jsonl, log/tensorboard
     vis/{epoch}_{step}.jpg               every --visualize_every steps: annotation, prediction and meshes of samples
+    log/validation.jsonl, log/curve.png  with --validate_every N: errors on a part of the data that is not trained on
 
 A step takes train_batch_size samples for each GPU. The losses are means over all samples of a step, however they are
 split; batch norm sees the samples of its own GPU (and microbatch, with --accumulate), as in the published system,
@@ -35,6 +36,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial, reduce
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -79,6 +81,7 @@ from common.utils.joints import MANO_JOINTS
 from data.dataset import MixedSampler, check_machine, init_worker, loader_workers, to_device, unwrap_worker_errors
 from main.build import build_model, init_backbones, open_training, training_record
 from main.config import Config
+from main.model import InterWild
 from main.options import add_config_options, read_config
 from main.resume import (
     Progress,
@@ -168,11 +171,15 @@ def train(args: argparse.Namespace, process: ProcessInfo) -> int:
                         order, options = data_order(sampler), run_options(args, process)
                         save_progress(args.output / "model_dump", progress, state, config, order, options, record)
                     barrier(process)
+                if log and args.validate_every and progress.step % args.validate_every == 0:
+                    log.validation(at, validate(state.model, loader, criterion, config))
                 if stop.asked_of_all:
                     if log:
                         log.say(f"stopped and saved before {progress}; resume with --continue")
                     return stop.exit_code
         if log:
+            if args.validate_every:
+                log.draw_curve()
             log.say(f"done: {config.end_epoch} epochs; checkpoints are in {args.output / 'model_dump'}")
     return 0
 
@@ -231,7 +238,7 @@ def build_data(args: argparse.Namespace, process: ProcessInfo, config: Config) -
         UserError: a dataset is missing or unusable.
     """
     with main_first(process):  # annotation caches are built once
-        data = open_training(config, args.data, config.seed, args.skip_bad)
+        data = open_training(config, args.data, config.seed, args.skip_bad, hold_out=args.validate_every > 0)
     global_batch = config.train_batch_size * (len(args.dp_devices) if args.dp_devices else process.world)
     sampler = MixedSampler(data.group_sizes, global_batch, config.seed, process.rank, process.world)
     workers = loader_workers(config.num_thread, process.local_world, sampler.steps_per_epoch)
@@ -411,6 +418,35 @@ def train_step(
 
 
 @torch.no_grad()
+def validate(
+    model: InterWild, loader: DataLoader[Sample], criterion: InterWildLoss, config: Config
+) -> dict[str, float]:
+    """Errors on the samples that are held out: the total loss, and MPVPE in mm.
+
+    Args:
+        model: in training mode; nothing of it changes.
+        loader: of the training.
+    """
+    dataset: Any = loader.dataset
+    device = next(model.parameters()).device
+    samples, loss, number, distance, vertices = dataset.held_out(), 0.0, 0, 0.0, 0.0
+    network = AutocastModule(model, config.amp)
+    model.eval()
+    while batch := list(islice(samples, config.test_batch_size)):
+        sample = to_device(default_collate(batch), device)
+        targets = build_targets(sample, model.mano_layer, config.frames)
+        prediction = network(build_images(sample))
+        loss += float(sum(criterion(prediction, targets).values())) * len(batch)
+        number += len(batch)
+        valid = targets.mano_valid[..., None]
+        error = (prediction.vertices_rel - targets.vertices_rel).norm(dim=-1)
+        distance += float((error * valid).sum())
+        vertices += float(valid.expand_as(error).sum())
+    model.train()
+    return {"loss": loss / max(number, 1), "mpvpe": 1000 * distance / max(vertices, 1)}
+
+
+@torch.no_grad()
 def sum_joint_angles(result: StepResult) -> Tensor:
     """Of the hands with a MANO fit in this process: the sum of each joint's predicted angle (rad), and their number.
     (2, 15)."""
@@ -507,6 +543,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="save a checkpoint every N steps (default: %(default)s)")  # fmt: skip
     add("--visualize_every", type=int, default=500, metavar="N",
         help="draw samples every N steps, never if 0 (default: %(default)s)")  # fmt: skip
+    add("--validate_every", type=int, default=0, metavar="N",
+        help="evaluate on a held-out part of the data every N steps, never if 0 (default: %(default)s)")  # fmt: skip
     add("--parallel", choices=("ddp", "dp"), default="ddp",
         help="run one process per GPU, or one for all GPUs as published (default: %(default)s)")  # fmt: skip
     add("--processes", type=count, default=1, metavar="N",

@@ -856,3 +856,20 @@ def iterate_tensors(value: object) -> Iterator[torch.Tensor]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from iterate_tensors(item)
+
+
+def test_validation_changes_nothing_and_uses_samples_that_are_not_trained_on(toy: Path, tmp_path: Path) -> None:
+    """Two trainings on the same samples end with the same weights, with and without looking at the others."""
+    assert run(toy, tmp_path / "often", "--end_epoch", "1", "--validate_every", "1") == 0
+    assert run(toy, tmp_path / "once", "--end_epoch", "1", "--validate_every", "1000") == 0
+    often, once = (torch.load(tmp_path / name / "model_dump/snapshot_0.pth") for name in ("often", "once"))
+    assert often["training"]["group_sizes"] == [[3], [3]]  # of 4 and 4
+    assert all(torch.equal(often["network"][key], value) for key, value in once["network"].items())
+    lines = [json.loads(line) for line in (tmp_path / "often/log/validation.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2] and all(line["mpvpe"] > 0 for line in lines)
+    assert (tmp_path / "often/log/curve.png").stat().st_size > 1000
+    args = program.parse_args(options(toy, tmp_path, "--validate_every", "1"))
+    data = program.build_data(args, PROCESS, read_config(args))[1].dataset
+    held = [sample.id for sample in data.held_out()]
+    trained = {part.id(index) for part, size in zip(data.parts, data.sizes, strict=True) for index in range(size)}
+    assert len(held) == 2 and not trained & set(held)

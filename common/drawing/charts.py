@@ -1,4 +1,4 @@
-"""Histograms of errors, by matplotlib."""
+"""Histograms of errors and curves of a training, by matplotlib."""
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -6,6 +6,8 @@ from matplotlib.figure import Figure
 
 COLUMNS, PANEL, DPI = 3, (4.0, 2.6), 100  # panels beside each other; w, h of one, inches
 BINS = 40
+SMOOTHED = 20  # losses, at most, that a point of the training curve averages
+BLUE, RED = "#6e96d7", "#d7503c"
 SHOWN_QUANTILE = 0.99  # values beyond are in the last bar, so that an outlier does not compress the others
 
 
@@ -28,10 +30,37 @@ def histograms(values: dict[str, np.ndarray], units: dict[str, str]) -> np.ndarr
     for index, (title, numbers) in enumerate(shown.items(), 1):
         axes = figure.add_subplot(rows, columns, index)
         end, median = float(np.quantile(numbers, SHOWN_QUANTILE)) * 1.02 or 1.0, float(np.median(numbers))
-        axes.hist(np.clip(numbers, 0, end), bins=BINS, range=(0, end), color="#6e96d7")
-        axes.axvline(median, color="#d7503c", label=f"median {median:.3g}, mean {numbers.mean():.3g}")
+        axes.hist(np.clip(numbers, 0, end), bins=BINS, range=(0, end), color=BLUE)
+        axes.axvline(median, color=RED, label=f"median {median:.3g}, mean {numbers.mean():.3g}")
         axes.set(title=title, xlabel=units[title], ylabel=f"count of {len(numbers)}", xlim=(0, end))
         axes.legend(fontsize="small", frameon=False)
+    return _draw(figure)
+
+
+def training_curve(training: np.ndarray, validation: np.ndarray) -> np.ndarray:
+    """Draw the losses of a training, and the errors on held-out samples.
+
+    Args:
+        training: (2, N) step and total loss.
+        validation: (3, M) step, total loss, MPVPE in mm.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    figure = Figure((2 * PANEL[0], PANEL[1] * 1.2), DPI, layout="constrained")
+    loss, error = figure.subplots(1, 2)
+    window = max(1, min(SMOOTHED, training.shape[1] // 10))
+    steps, totals = (np.convolve(row, np.full(window, 1 / window), "valid") for row in training)
+    loss.plot(steps, totals, color=BLUE, label="training" + (f", mean of {window} steps" if window > 1 else ""))
+    loss.plot(validation[0], validation[1], "o-", color=RED, markersize=3, label="held-out samples")
+    loss.set(title="loss", xlabel="step", ylabel="total loss", yscale="log")
+    loss.legend(fontsize="small", frameon=False)
+    error.plot(validation[0], validation[2], "o-", color=RED, markersize=3)
+    error.set(title="MPVPE of held-out samples", xlabel="step", ylabel="mm", ylim=(0, None))
+    return _draw(figure)
+
+
+def _draw(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]
