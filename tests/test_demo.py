@@ -153,9 +153,10 @@ def test_one_hand(run):
     assert "joints_cam" in content["hands"]["right"] and not content["pair"]
 
 
-def test_no_hand_is_sure_enough(run):
-    """Pictures and data are there all the same, and say so."""
-    out = run("--min_confidence", "1")
+def test_no_hand_is_sure_enough(run, capsys):
+    """Images and data are there all the same, and say so."""
+    out = run("--min_confidence", "1", "--sheet")
+    assert "0 hands reported in 3 of 3 photos (a.jpg, b c.png, ü.webp)" in capsys.readouterr().out
     assert not list((out / "meshes").iterdir()) and (out / "renders" / "a_mesh.jpg").exists()
     hands = json.loads((out / "results" / "a.json").read_text())["hands"]
     assert all("is below 1" in hand["dropped"] and "box_image" in hand for hand in hands.values())
