@@ -1,13 +1,16 @@
 """What the stages of tool/benchmark.py share: side-by-side timing, peak memory, the table of results, the machine."""
 
+import argparse
+import math
+import operator
 import os
 import platform
 import re
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,12 @@ import psutil
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from common.nets.mano import TwoHandMano
+from common.precision import autocast as amp_autocast
+from main.config import Config
+
+DTYPES = ("float32", "bf16", "compiled")
+SIGNS = {"<=": operator.le, "<": operator.lt, ">=": operator.ge}
 WARM_UP = 2  # calls before the first timed one: memory is allocated, kernels are chosen
 
 
@@ -52,18 +61,17 @@ class Measurement:
     @property
     def met(self) -> bool | None:
         """Whether the goal is met; None where there is none."""
-        if self.limit is None:
-            return None
-        if self.at_least:
-            return self.value >= self.limit
-        return self.value < self.limit if self.below else self.value <= self.limit
+        return None if self.limit is None else SIGNS[self.sign](self.value, self.limit)
+
+    @property
+    def sign(self) -> str:
+        return ">=" if self.at_least else "<" if self.below else "<="
 
 
 def table(measurements: Sequence[Measurement]) -> str:
     """One line per measurement. "processor" is the same in CPU time, where that is known."""
     rows = [("what", "measured", "rounds", "processor", "limit", "")]
     for m in measurements:
-        sign = ">=" if m.at_least else "<" if m.below else "<="
         work = m.parts.get("processor_time_ratio", m.parts.get("processor_s"))
         rows.append(
             (
@@ -71,7 +79,7 @@ def table(measurements: Sequence[Measurement]) -> str:
                 f"{_number(m.value)} {m.unit}",
                 "" if m.low is None or m.high is None else f"{_number(m.low)} .. {_number(m.high)}",
                 "" if work is None else f"{_number(work)} {m.unit}",
-                "" if m.limit is None else f"{sign} {_number(m.limit)} {m.unit}",
+                "" if m.limit is None else f"{m.sign} {_number(m.limit)} {m.unit}",
                 {None: "", True: "met", False: "NOT MET"}[m.met],
             )
         )
@@ -87,32 +95,33 @@ def _number(value: float) -> str:
 # ---- Timing ----
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished all queued work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass
 class Clock:
     """Times calls on one device.
 
-    Args:
+    Attributes:
         device: synchronized before the time is read.
         rounds: how often a pair is measured.
         progress: called with a text after each round.
     """
 
-    def __init__(
-        self, device: torch.device, rounds: int, progress: Callable[[str], object] = lambda text: None
-    ) -> None:
-        self.device, self.rounds, self.progress = device, rounds, progress
-
-    def wait(self) -> None:
-        """Wait until the device has finished all queued work."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+    device: torch.device
+    rounds: int
+    progress: Callable[[str], object] = print
 
     def seconds(self, function: Callable[[], object], repeat: int = 1) -> tuple[float, float]:
         """Seconds per call: wall-clock time, and CPU time of all threads of this process."""
-        self.wait()
+        synchronize(self.device)
         wall, work = time.perf_counter(), time.process_time()
         for _ in range(repeat):
             function()
-        self.wait()
+        synchronize(self.device)
         return (time.perf_counter() - wall) / repeat, (time.process_time() - work) / repeat
 
     def compare(
@@ -130,25 +139,56 @@ class Clock:
             inverse: the ratio says how much faster, not how much slower.
             more: attributes of the `Measurement`.
         """
-        rounds: list[tuple[float, float, float, float]] = []
+        rounds = []  # wall-clock and CPU time, of the measured call and of the reference
         for _ in range(WARM_UP):
             measured(), reference()
         for number in range(self.rounds):
             if number % 2:  # whichever goes second may find a warmer cache, or a busier machine
-                (b, b_cpu), (a, a_cpu) = self.seconds(reference), self.seconds(measured)
+                b, a = self.seconds(reference), self.seconds(measured)
             else:
-                (a, a_cpu), (b, b_cpu) = self.seconds(measured), self.seconds(reference)
-            rounds.append((a, b, a_cpu, b_cpu))
+                a, b = self.seconds(measured), self.seconds(reference)
+            rounds.append((a, b))
             self.progress(f"{what}: round {number + 1} of {self.rounds}")
-        ratios = [b / a if inverse else a / b for a, b, _, _ in rounds]
-        a, b, _, _ = map(statistics.median, zip(*rounds, strict=True))
-        parts: dict[str, Any] = {"measured_s": a, "reference_s": b, "rounds": len(rounds)}
-        if self.device.type == "cpu":
+        times = np.array(rounds)  # (rounds, 2 calls, wall and CPU)
+        with np.errstate(divide="ignore", invalid="ignore"):  # CPU time has coarse ticks on some systems
+            ratios = times[:, 1] / times[:, 0] if inverse else times[:, 0] / times[:, 1]
+        (ratio, work), (a, b) = np.median(ratios, 0).tolist(), np.median(times[..., 0], 0).tolist()
+        parts = {"measured_s": a, "reference_s": b, "rounds": len(rounds)}
+        if self.device.type == "cpu" and math.isfinite(work):
             # When programs share the cores, wall-clock time counts all of them, CPU time only this one.
-            work = [b_cpu / a_cpu if inverse else a_cpu / b_cpu for _, _, a_cpu, b_cpu in rounds if a_cpu and b_cpu]
-            if work:
-                parts["processor_time_ratio"] = statistics.median(work)
-        return Measurement(stage, what, statistics.median(ratios), "x", min(ratios), max(ratios), parts=parts, **more)
+            parts["processor_time_ratio"] = work
+        low, high = ratios[:, 0].min().item(), ratios[:, 0].max().item()
+        return Measurement(stage, what, ratio, "x", low, high, parts=parts, **more)
+
+
+@dataclass
+class Bench:
+    """What all stages work with.
+
+    Attributes:
+        args: the command line of tool/benchmark.py with the device's defaults filled in.
+        notes: other findings; printed and written to the JSON file.
+    """
+
+    args: argparse.Namespace
+    config: Config
+    mano: TwoHandMano
+    clock: Clock
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return self.clock.device
+
+    @property
+    def published(self) -> bool:
+        """Whether the network is the published one, for which the limits are."""
+        names = ("body_backbone", "hand_backbone", "trans_backbone", "frames")
+        return all(getattr(self.config, name) == getattr(Config(), name) for name in names)
+
+    def limit(self, value: float) -> float | None:
+        """The limit of a network's result."""
+        return value if self.published else None
 
 
 @contextmanager
@@ -163,31 +203,31 @@ def tf32(enabled: bool) -> Iterator[None]:
         convolutions.allow_tf32, products.allow_tf32 = before
 
 
+def amp_of(dtype: str, device: torch.device) -> str:
+    """The mixed precision of a dtype of the command line, as `Config.amp`: bf16, and compiled on a GPU."""
+    return "bf16" if dtype == "bf16" or (dtype == "compiled" and device.type == "cuda") else "none"
+
+
 def autocast(dtype: str, device: torch.device) -> AbstractContextManager:
-    """Mixed precision for a `dtype` of the command line: bf16, and compiled on a GPU."""
-    if dtype == "bf16" or (dtype == "compiled" and device.type == "cuda"):
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
+    """Mixed precision for a dtype of the command line."""
+    return amp_autocast(device, amp_of(dtype, device))
 
 
 def peak_memory(function: Callable[[], object], device: torch.device) -> int:
     """The most bytes that PyTorch holds while `function` runs, beyond what it held before."""
     if device.type == "cuda":
         function()  # workspaces of libraries stay
-        torch.cuda.synchronize(device)
+        synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         function()
-        torch.cuda.synchronize(device)
+        synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes, initial=0))
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

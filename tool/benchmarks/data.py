@@ -19,8 +19,8 @@ from common.utils.files import make_folder
 from common.utils.images import load_image
 from data.dataset import HandDataset, MixedSampler, init_worker, to_device
 from main.build import open_dataset, open_training
-from tool.benchmarks.core import Measurement
-from tool.benchmarks.network import Bench, untrained
+from tool.benchmarks.core import Bench, Measurement
+from tool.benchmarks.network import untrained
 from tool.benchmarks.store import LIMITS, make_annotations, measure_store
 
 LOADER_LIMIT, METRICS_LIMIT, RENDER_LIMIT = 1.5, 60.0, 0.05
@@ -29,15 +29,15 @@ METRICS_SAMPLES, METRICS_BATCH = 100_000, 64
 RENDER_SIZE = 512
 
 
-def loader(bench: Bench, data: Path, toy: bool) -> list[Measurement]:
+def loader(bench: Bench) -> list[Measurement]:
     """A sample of each training set against reading and warping its image."""
-    config, measurements = bench.config, []
-    for name in (*config.trainset_3d, *config.trainset_2d):
-        dataset = open_dataset(name, "train", config, data)
-        what = f"loader, a {'toy ' if toy else ''}{name} sample / decode + warp"
-        measurements.append(one_loader(bench, dataset, what))
-    if bench.growth:
-        bench.notes["loader, by workers"] = worker_growth(bench, data)
+    config, toy = bench.config, "toy " if bench.args.toy else ""
+    measurements = [
+        one_loader(bench, open_dataset(name, "train", config, bench.args.data), f"a {toy}{name} sample")
+        for name in (*config.trainset_3d, *config.trainset_2d)
+    ]
+    if not bench.args.no_growth:
+        bench.notes["loader, by workers"] = worker_growth(bench)
     return measurements
 
 
@@ -58,16 +58,16 @@ def one_loader(bench: Bench, dataset: HandDataset, what: str) -> Measurement:
         for _, augmentation, path, to_crop in cases:
             warp_augmented(load_image(path), to_crop, augmentation, dataset.frames.crop)
 
-    detail = f"{len(cases)} images, in the disk's cache"
+    what, detail = f"loader, {what} / decode + warp", f"{len(cases)} images, in the disk's cache"
     ratio = bench.clock.compare("loader", what, samples, images, limit=LOADER_LIMIT, detail=detail)
     for key in ("measured_s", "reference_s"):
         ratio.parts[key] /= len(cases)
     return ratio
 
 
-def worker_growth(bench: Bench, data: Path) -> dict[str, dict[str, float]]:
+def worker_growth(bench: Bench) -> dict[str, dict[str, float]]:
     """Samples per second by loader workers, the training sets mixed."""
-    dataset = open_training(bench.config, data, seed=0)
+    dataset = open_training(bench.config, bench.args.data, seed=0)
     found = {}
     for workers in (0, 1, 2):
         sampler = MixedSampler(dataset.group_sizes, min(8, sum(map(sum, dataset.group_sizes))), seed=0)
@@ -87,12 +87,13 @@ def worker_growth(bench: Bench, data: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def store(bench: Bench, counts: list[int], work: Path, root: Path | None, samples: int = 2000) -> list[Measurement]:
-    """Opening cached annotations, and what a worker adds; see tool/benchmarks/store.py. The last size is judged."""
+def store(bench: Bench) -> list[Measurement]:
+    """Opening cached annotations, and what a worker adds; see tool/benchmarks/store.py. The largest size is judged."""
+    work, root = bench.args.work, bench.args.store_root
     make_folder(work)
     found = {}
-    for folder in [root] if root else (make_annotations(work, count) for count in sorted(counts)):
-        row = measure_store(folder, work / "cache" / folder.name, samples, workers=2)
+    for folder in [root] if root else (make_annotations(work, count) for count in sorted(bench.args.annotations)):
+        row = measure_store(folder, work / "cache" / folder.name, samples=2000, workers=2)
         size = int(row["annotations"])
         found[str(size)] = row
         bench.clock.progress(f"{size} annotations")
@@ -112,9 +113,9 @@ def store(bench: Bench, counts: list[int], work: Path, root: Path | None, sample
 # ---- Metrics ----
 
 
-def metrics(bench: Bench, samples: int) -> list[Measurement]:
+def metrics(bench: Bench) -> list[Measurement]:
     """All that `main/test.py` does after the network, on one core."""
-    threads = torch.get_num_threads()
+    threads, samples = torch.get_num_threads(), bench.args.metrics_samples
     predictions, items = made_up_batch(bench)
     torch.set_num_threads(1)
     try:
@@ -135,16 +136,22 @@ def metrics(bench: Bench, samples: int) -> list[Measurement]:
         torch.set_num_threads(threads)
         bench.mano.to(bench.device)
 
-    def result(what: str, times: float, **limit: float | bool) -> Measurement:
-        parts = {"processor_s": work * times}
-        detail = "truth posed, estimate, all errors, averages"
-        return Measurement("metrics", what, seconds * times, "s", detail=detail, parts=parts, **limit)
-
-    what = f"metrics of {samples} samples on one core"
-    if samples == METRICS_SAMPLES:
-        return [result(what, 1, limit=METRICS_LIMIT, below=True)]
-    extrapolated = f"  EXTRAPOLATED to {METRICS_SAMPLES}"
-    return [result(what, 1), result(extrapolated, METRICS_SAMPLES / samples, limit=METRICS_LIMIT, below=True)]
+    rows = [(f"metrics of {samples} samples on one core", 1.0)]
+    if samples != METRICS_SAMPLES:
+        rows.append((f"  EXTRAPOLATED to {METRICS_SAMPLES}", METRICS_SAMPLES / samples))
+    return [
+        Measurement(
+            "metrics",
+            what,
+            seconds * times,
+            "s",
+            limit=METRICS_LIMIT if what == rows[-1][0] else None,
+            below=True,
+            detail="truth posed, estimate, all errors, averages",
+            parts={"processor_s": work * times},
+        )
+        for what, times in rows
+    ]
 
 
 def made_up_batch(bench: Bench) -> tuple[Prediction, EvalSample]:

@@ -1,62 +1,22 @@
 """The network's stages of tool/benchmark.py: inference and the translation network's input."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.nets.mano import TwoHandMano
 from common.nets.trans_net import PEAK, SIGMA, convolve_heatmaps
 from main.build import build_model, prepare_inference
-from main.config import Config
 from main.model import InterWild
-from tool.benchmarks.core import Clock, Measurement, autocast, peak_memory, tf32
+from tool.benchmarks.core import Bench, Measurement, autocast, peak_memory, tf32
 from tool.benchmarks.profile import run_profile
 from tool.untrained import show_something
 
 INFERENCE_LIMIT, INPUT_SPEED_LIMIT, INPUT_MEMORY_LIMIT, INPUT_ERROR_LIMIT = 1.15, 10.0, 2.0, 1e-5
 MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
-
-
-@dataclass
-class Bench:
-    """What all stages work with.
-
-    Attributes:
-        dtypes: of float32, bf16 (autocast) and compiled (with bf16 on a GPU, else float32).
-        images: batch size of inference.
-        growth: measure how cost grows.
-        notes: other findings; printed and written to the JSON file.
-    """
-
-    config: Config
-    mano: TwoHandMano
-    clock: Clock
-    dtypes: tuple[str, ...]
-    images: int
-    max_batch: int
-    channels_last: bool
-    growth: bool
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def published(self) -> bool:
-        """Whether the network is the published one, for which the limits are."""
-        names = ("body_backbone", "hand_backbone", "trans_backbone", "frames")
-        return all(getattr(self.config, name) == getattr(Config(), name) for name in names)
-
-    def limit(self, value: float) -> float | None:
-        """The limit of a network's result."""
-        return value if self.published else None
-
-    @property
-    def device(self) -> torch.device:
-        return self.clock.device
 
 
 def untrained(bench: Bench) -> InterWild:
@@ -65,7 +25,7 @@ def untrained(bench: Bench) -> InterWild:
     model = build_model(bench.config, bench.mano)
     show_something(model)
     model = prepare_inference(model, bench.device)
-    return model.to(memory_format=torch.channels_last) if bench.channels_last else model
+    return model.to(memory_format=torch.channels_last) if bench.args.channels_last else model
 
 
 def memory_format(model: InterWild) -> torch.memory_format:
@@ -118,47 +78,47 @@ def describe_reference(model: InterWild) -> str:
     )
 
 
-def inference(bench: Bench, profile: bool = False) -> list[Measurement]:
+def inference(bench: Bench) -> list[Measurement]:
     """The whole network against its backbones and the deconv."""
-    model, measurements = untrained(bench), []
+    model, measurements, batch = untrained(bench), [], bench.args.batch
     backbones = Backbones(model, with_deconv=True)
-    images, inputs = random_images(model, bench.images, 3, *model.frames.crop), backbone_inputs(model, bench.images)
-    for dtype in bench.dtypes:
+    images, inputs = random_images(model, batch, 3, *model.frames.crop), backbone_inputs(model, batch)
+    for dtype in bench.args.dtypes:
         whole, parts = (torch.compile(x) if dtype == "compiled" else x for x in (model, backbones))
         with torch.inference_mode(), autocast(dtype, bench.device):
             ratio = bench.clock.compare(
                 "inference",
-                f"inference / its backbones and deconv, {dtype}, batch {bench.images}",
+                f"inference / its backbones and deconv, {dtype}, batch {batch}",
                 partial(whole, images),
                 partial(parts, *inputs),
                 limit=bench.limit(INFERENCE_LIMIT),
                 detail=describe_reference(model),
             )
         measurements += [ratio, operation_rate(bench, dtype, count_operations(backbones, inputs), ratio)]
-    if profile:
-        with torch.inference_mode(), autocast(bench.dtypes[0], bench.device):
+    if bench.args.profile:
+        with torch.inference_mode(), autocast(bench.args.dtypes[0], bench.device):
             bench.notes["inference"] = run_profile(partial(model, images), model, bench.device)
-    if bench.growth:
-        with torch.inference_mode(), autocast(bench.dtypes[-1], bench.device):
-            bench.notes["inference, by batch"] = cost_by_batch(
-                bench, "images", lambda batch: partial(model, random_images(model, batch, 3, *model.frames.crop))
-            )
+    with torch.inference_mode(), autocast(bench.args.dtypes[-1], bench.device):
+        cost_by_batch(
+            bench, "inference", "images", lambda n: partial(model, random_images(model, n, 3, *model.frames.crop))
+        )
     return measurements
 
 
 def cost_by_batch(
-    bench: Bench, unit: str, prepare: Callable[[int], Callable[[], object]], largest: int | None = None
-) -> dict[str, dict[str, float]]:
-    """Throughput and memory of batches of 1, 2, 4, ... up to `max_batch`; `prepare` makes the call for a batch."""
+    bench: Bench, what: str, unit: str, prepare: Callable[[int], Callable[[], object]], largest: int | None = None
+) -> None:
+    """Note throughput and memory of batches of 1, 2, 4, ... up to --max_batch; `prepare` makes the call for a batch."""
     found, batch = {}, 1
-    while batch <= min(largest or bench.max_batch, bench.max_batch):
+    while batch <= min(largest or bench.args.max_batch, bench.args.max_batch) and not bench.args.no_growth:
         call = prepare(batch)
         memory = peak_memory(call, bench.device)
         seconds = min(bench.clock.seconds(call)[0] for _ in range(2))
         found[str(batch)] = {f"{unit}_per_s": batch / seconds, "memory_MB": memory / 1e6}
         bench.clock.progress(f"batches of {batch} {unit}")
         batch *= 2
-    return found
+    if found:
+        bench.notes[f"{what}, by batch"] = found
 
 
 # ---- The share of what the machine can do ----
@@ -176,7 +136,7 @@ def operation_rate(bench: Bench, dtype: str, operations: int, ratio: Measurement
     size, device = MATRIX_SIZE[bench.device.type], bench.device
     with torch.no_grad(), autocast(dtype, device):
         a, b = (torch.rand(size, size, device=device) for _ in range(2))
-        if torch.is_autocast_enabled(device.type):  # else the product would convert them each time
+        if torch.is_autocast_enabled(device.type):  # otherwise the product would convert them each time
             a, b = a.bfloat16(), b.bfloat16()
         seconds = min(bench.clock.seconds(lambda: a @ b)[0] for _ in range(20))
     peak, whole = 2 * size**3 / seconds, operations / ratio.parts["measured_s"]
@@ -208,17 +168,12 @@ def trans_input(bench: Bench) -> list[Measurement]:
     """The factorised first stage of the translation network against the dense form: time, memory, numbers."""
     frames, convolution = bench.config.frames, untrained(bench).hand_trans_net.conv[0]
     size = (frames.pair_bins, *frames.pair_hm)
-    batch = min(bench.images, 32)
+    batch = min(bench.args.batch, 32)
     joints = torch.rand(batch, 42, 3, device=bench.device) * torch.tensor(size[::-1], device=bench.device)
     weight, bias = convolution.weight.detach().contiguous(), convolution.bias.detach()
     what = f"TransNet's input, batch {batch}"
-
-    def factorised() -> Tensor:
-        return convolve_heatmaps(joints, weight, bias, size)
-
-    def dense() -> Tensor:
-        return dense_heatmaps(joints, weight, bias, size)
-
+    factorised = partial(convolve_heatmaps, joints, weight, bias, size)
+    dense = partial(dense_heatmaps, joints, weight, bias, size)
     with torch.inference_mode(), tf32(False):  # the numbers are compared
         expected = dense()
         error = float((factorised() - expected).abs().max() / expected.abs().max())
@@ -234,15 +189,15 @@ def trans_input(bench: Bench) -> list[Measurement]:
             detail=f"dense: {weight.shape[1]}-channel heatmaps of {size[1]} x {size[2]}, convolution to "
             f"{weight.shape[0]}; no TF32",
         )
-        memory = [peak_memory(call, bench.device) for call in (factorised, dense)]
+        ours, theirs = (peak_memory(call, bench.device) / 1e6 for call in (factorised, dense))
     share = Measurement(
         "trans_net",
         f"{what}: memory relative to dense",
-        100 * memory[0] / memory[1],
+        100 * ours / theirs,
         "%",
         limit=bench.limit(INPUT_MEMORY_LIMIT),
         detail="peak memory beyond the inputs",
-        parts={"measured_MB": memory[0] / 1e6, "reference_MB": memory[1] / 1e6},
+        parts={"measured_MB": ours, "reference_MB": theirs},
     )
     difference = f"{what}: relative difference"
     return [ratio, share, Measurement("trans_net", difference, error, "", limit=INPUT_ERROR_LIMIT, detail="largest")]

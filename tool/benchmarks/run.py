@@ -45,38 +45,35 @@ from common.devices import parse_devices
 from common.errors import UserError
 from common.nets.mano import TwoHandMano
 from common.nets.mano_files import read_hand_models
-from common.options import GPU_HELP, MANO_FOLDER, ROOT, Parser, count
+from common.options import GPU_HELP, MANO_FOLDER, ROOT, Parser, count, names_from
 from common.utils.files import atomic_write, make_folder, write_json
 from common.utils.images import quiet_opencv
 from main.options import preset_config
-from tool.benchmarks import data as data_stages
 from tool.benchmarks import video
-from tool.benchmarks.core import Clock, Measurement, describe_machine, table, tf32
-from tool.benchmarks.network import Bench, inference, trans_input
+from tool.benchmarks.core import DTYPES, Bench, Clock, Measurement, describe_machine, table, tf32
+from tool.benchmarks.data import loader, metrics, rendering, store
+from tool.benchmarks.network import inference, trans_input
 from tool.benchmarks.profile import profile_table
 from tool.benchmarks.step import training_step
 from tool.toy.standin_hand import write_standin
 
-DTYPES = ("float32", "bf16", "compiled")
-TOY_SAMPLES = 24
-TOY_SETS = ("InterHand26M", "MSCOCO")
-
-# Of a stage: (bench, args with `data`, `mano` and `work` filled in) -> rows of the table.
-STAGES: dict[str, Callable[[Bench, argparse.Namespace], list[Measurement]]] = {
-    "inference": lambda bench, args: inference(bench, args.profile),
-    "trans_net": lambda bench, args: trans_input(bench),
-    "step": lambda bench, args: training_step(bench, args.step_batch, args.data, args.mano, args.scratch, args.profile),
-    "loader": lambda bench, args: data_stages.loader(bench, args.data, args.toy),
-    "store": lambda bench, args: data_stages.store(bench, args.annotations, args.work, args.store_root),
-    "metrics": lambda bench, args: data_stages.metrics(bench, args.metrics_samples),
-    "rendering": lambda bench, args: data_stages.rendering(bench),
+# Name of a stage for --only -> its rows of the table.
+STAGES: dict[str, Callable[[Bench], list[Measurement]]] = {
+    "inference": inference,
+    "trans_net": trans_input,
+    "step": training_step,
+    "loader": loader,
+    "store": store,
+    "metrics": metrics,
+    "rendering": rendering,
 }
 NEED_DATA = {"step", "loader"}
+TOY_SETS = ("InterHand26M", "MSCOCO")
+TOY_SAMPLES = 24
 
 
 def main() -> int:
     args = parse_args()
-    stages = read_stages(args.only)
     quiet_opencv()
     device = parse_devices(args.gpu)[0]
     if args.output:
@@ -90,16 +87,15 @@ def main() -> int:
     with tf32(True), tempfile.TemporaryDirectory(prefix="benchmark_") as temporary:
         machine = describe_machine(device)
         print("\n".join(f"{name + ':':20s} {value}" for name, value in machine.items()), flush=True)
-        bench, measurements = measure(args, stages, device, Path(temporary))
-    print_notes(bench)
-    print("\n" + table(measurements))
-    if not bench.published:
-        print("This is not the published network, to which the limits apply: they are left out.")
-    details = {m.detail: m.stage for m in reversed(measurements) if m.detail}
-    print("\n" + "\n".join(f"{stage}: {detail}" for detail, stage in reversed(details.items())))
+        bench, measurements = measure(args, device, Path(temporary))
+    print_results(bench, measurements)
+    return report(args, measurements, machine=machine, notes=bench.notes)
+
+
+def report(args: argparse.Namespace, measurements: list[Measurement], **more: Any) -> int:
+    """Write --output, with `more` beside the rows; say how many limits are met. Returns the exit code."""
     if args.output:
-        figures = [asdict(m) | {"met": m.met} for m in measurements]
-        write_json(args.output, {"machine": machine, "figures": figures, "notes": bench.notes})
+        write_json(args.output, {"figures": [asdict(m) | {"met": m.met} for m in measurements], **more})
         print(f"results written to {args.output}")
     missed = sum(m.met is False for m in measurements)
     print(f"limits: {sum(m.met is True for m in measurements)} met, {missed} not met")
@@ -115,11 +111,7 @@ def report_video(args: argparse.Namespace, temporary: Path) -> int:
     measurements = video.measure(args)
     print(table(measurements))
     print("\n".join(f"{m.what}: {m.detail}" for m in measurements if m.detail))
-    if args.output:
-        write_json(args.output, {"figures": [asdict(m) | {"met": m.met} for m in measurements]})
-    missed = sum(m.met is False for m in measurements)
-    print(f"limits: {len(measurements) - missed} met, {missed} not met")
-    return 1 if missed and args.strict else 0
+    return report(args, measurements)
 
 
 def parse_args() -> argparse.Namespace:
@@ -128,7 +120,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, help="--what video: also measure this network on a toy video")
     parser.add_argument("--people_boxes", type=Path, help="--what video: recorded boxes, JSON, for the tracker")
     parser.add_argument("--gpu", help=f"{GPU_HELP}; only the first is used")
-    parser.add_argument("--only", help=f"stages, separated by commas: {','.join(STAGES)} (default: all)")
+    parser.add_argument(
+        "--only", type=names_from(STAGES), default=list(STAGES), help=f"of {','.join(STAGES)} (default: all)"
+    )
     parser.add_argument("--preset", choices=("small",), help="small: the network for a CPU")
     parser.add_argument("--rounds", type=count, default=8, help="of each comparison (default: 8)")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="default: all on a GPU, float32 on a CPU")
@@ -154,35 +148,33 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_stages(text: str | None) -> list[str]:
-    """Raises UserError if there is no such stage."""
-    chosen = list(STAGES) if text is None else text.split(",")
-    for name in chosen:
-        if name not in STAGES:
-            raise UserError(f"--only {text}: there is no {name!r}; there are: {', '.join(STAGES)}")
-    return [name for name in STAGES if name in chosen]
-
-
-def measure(
-    args: argparse.Namespace, stages: list[str], device: torch.device, temporary: Path
-) -> tuple[Bench, list[Measurement]]:
-    """All stages, with their progress."""
+def measure(args: argparse.Namespace, device: torch.device, temporary: Path) -> tuple[Bench, list[Measurement]]:
+    """Run all stages, with the device's defaults for what `args` leaves open."""
     torch.backends.cudnn.benchmark = True  # as in training: all batches have the same size
+    gpu = device.type == "cuda"
+    args.dtypes = args.dtypes or (DTYPES if gpu else DTYPES[:1])
+    args.batch, args.step_batch = args.batch or (64 if gpu else 4), args.step_batch or (128 if gpu else 4)
+    args.max_batch = args.max_batch or (64 if gpu else 8)
     args.toy, args.scratch, args.work = args.data is None, temporary / "trainings", args.work or temporary
-    args.step_batch = args.step_batch or (128 if device.type == "cuda" else 4)
     args.mano = args.mano or find_mano(args.work)
     args.data = args.data or args.work / "toy"
-    needing = NEED_DATA & set(stages)
-    if needing and args.toy:
+    needs_data = not NEED_DATA.isdisjoint(args.only)
+    if needs_data and args.toy:
         make_toy_data(args.data, args.mano)
+    config = preset_config(args.preset)
+    present = {
+        key: tuple(name for name in getattr(config, key) if (args.data / name).exists())
+        for key in ("trainset_3d", "trainset_2d")
+    }
+    if needs_data and not any(present.values()):
+        raise UserError(f"--data {args.data}: there is no training set; name a folder with one, or leave it out")
+    mano = TwoHandMano(*read_hand_models(args.mano)).to(device)
     measurements: list[Measurement] = []
-    with tqdm(total=len(stages), unit="stage", dynamic_ncols=True) as bar:
-        bench = open_bench(args, device, bar.set_postfix_str)
-        if needing and not (bench.config.trainset_3d or bench.config.trainset_2d):
-            raise UserError(f"--data {args.data}: there is no training set; name a folder with one, or leave it out")
-        for name in stages:
+    with tqdm(total=len(args.only), unit="stage", dynamic_ncols=True) as bar:
+        bench = Bench(args, replace(config, **present), mano, Clock(device, args.rounds, bar.set_postfix_str))
+        for name in args.only:
             bar.set_description(name)
-            measurements += STAGES[name](bench, args)
+            measurements += STAGES[name](bench)
             bar.update()
     return bench, measurements
 
@@ -201,34 +193,14 @@ def make_toy_data(folder: Path, mano: Path) -> None:
     """Toy datasets, unless they exist."""
     if all((folder / name).exists() for name in TOY_SETS):
         return
-    command = [sys.executable, ROOT / "tool" / "make_toy_data.py", "--out", folder, "--mano", mano]
+    command = [sys.executable, ROOT / "tool" / "make_toy_data.py", "--output", folder, "--mano", mano]
     command += ["--sets", ",".join(TOY_SETS), "--train", TOY_SAMPLES, "--test", 1]
     if subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL).returncode:
         raise UserError("the toy data could not be made; see the message above")
 
 
-def open_bench(args: argparse.Namespace, device: torch.device, progress: Callable[[str], Any]) -> Bench:
-    """What the stages work with, with the defaults of the device."""
-    config = preset_config(args.preset)
-    sets_3d, sets_2d = (
-        tuple(name for name in names if (args.data / name).exists())
-        for names in (config.trainset_3d, config.trainset_2d)
-    )
-    gpu = device.type == "cuda"
-    return Bench(
-        config=replace(config, trainset_3d=sets_3d, trainset_2d=sets_2d),
-        mano=TwoHandMano(*read_hand_models(args.mano)).to(device),
-        clock=Clock(device, args.rounds, progress),
-        dtypes=tuple(args.dtypes or (DTYPES if gpu else DTYPES[:1])),
-        images=args.batch or (64 if gpu else 4),
-        max_batch=args.max_batch or (64 if gpu else 8),
-        channels_last=args.channels_last,
-        growth=not args.no_growth,
-    )
-
-
-def print_notes(bench: Bench) -> None:
-    """How cost grows, and the profiles."""
+def print_results(bench: Bench, measurements: list[Measurement]) -> None:
+    """How cost grows, the profiles, the table, and how its rows were measured."""
     for title, found in bench.notes.items():
         if "modules_ms" in found:
             print("\n" + profile_table(title, found))
@@ -236,3 +208,9 @@ def print_notes(bench: Bench) -> None:
         print(f"\n{title}")
         for key, values in found.items():
             print(f"  {key:>8s}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
+    print("\n" + table(measurements))
+    if not bench.published:
+        print("This is not the published network, to which the limits apply: they are left out.")
+    print()
+    for detail, stage in {m.detail: m.stage for m in measurements if m.detail}.items():
+        print(f"{stage}: {detail}")
