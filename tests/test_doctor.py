@@ -530,7 +530,7 @@ def test_exit_code(found, asked, code):
 def test_mistakes_of_the_user_get_a_line(tmp_path):
     for args, said in (
         (["--data", tmp_path / "no"], "no such folder"),
-        (["--sets", "COCO"], "choose from InterHand26M"),
+        (["--sets", "COCO"], "there are: InterHand26M"),
     ):
         result = run(*args)
         assert result.returncode == 2 and said in result.stderr

@@ -3,11 +3,10 @@
 import math
 import os
 import random
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,14 +28,14 @@ T = TypeVar("T")
 
 NAMED = 3  # examples in a message
 LOOKED_FOR = 300_000  # annotations; of a larger split only --full looks for every image
-FOLDERS_KEPT = 512  # listings at a time
 JOINTS = "size of a hand by its 3D joints (world_coord, orig_fits)"
 UNCHANGED = "use the official files unchanged"
-# What is there if anything of a split is.
+# Patterns of what is there if anything of a split is.
 EVIDENCE = {
     "InterHand26M": ("annotations/{}/*.json", "images/{}"),
     "MSCOCO": ("annotations/*_{}_*.json", "images/{}2017"),
     "HIC": ("data/HIC.json", "data/IJCV16*", "data/[0-9][0-9]"),
+    "ReInterHand": (),  # its captures
 }
 # Folder in a capture of ReInterHand -> the archive it comes from.
 PARTS = {**layouts.IMAGE_MODES, "orig_fits": "orig_fits", "mano_fits": "mano_fits"}
@@ -91,8 +90,7 @@ def check_split(data: Path, name: str, split: str, options: Options) -> Report:
     report = Report(name, split, toy=(root / layouts.TOY_MARK).exists(), advice=layouts.DATASETS[name].how_to_get)
     captures = [path.name for path in sorted((root / "data").glob("m--*"))] if name == "ReInterHand" else []
     captures = [capture for capture in captures if layouts.is_test_capture(capture) == (split == "test")]
-    patterns = [pattern.format(split) for pattern in EVIDENCE.get(name, ("*",))]
-    report.found = bool(captures) if name == "ReInterHand" else any(any(root.glob(pattern)) for pattern in patterns)
+    report.found = bool(captures) or any(any(root.glob(pattern.format(split))) for pattern in EVIDENCE[name])
     if not report.found:
         if name == "ReInterHand":
             report.advice = f"run `python data/ReInterHand/download.py --captures {split}`"
@@ -100,31 +98,26 @@ def check_split(data: Path, name: str, split: str, options: Options) -> Report:
     report.advice = ""
     if report.toy:
         report.remarks.append("toy data: to try things; results measured on it mean nothing")
-    modes = sorted(
-        {mode for capture in captures for mode in layouts.IMAGE_MODES if (root / "data" / capture / mode).is_dir()}
-    )
-    if layouts.DEFAULT_MODE in modes or not modes:
-        modes = [layouts.DEFAULT_MODE, *(mode for mode in modes if mode != layouts.DEFAULT_MODE)]
-    elif modes:
+    # Of ReInterHand each kind of images that is there; what is wrong with another than the first stops nothing.
+    present = [mode for mode in layouts.IMAGE_MODES if any((root / "data" / c / mode).is_dir() for c in captures)]
+    if present and layouts.DEFAULT_MODE not in present:
         report.remarks.append(f"no capture has {layouts.DEFAULT_MODE}, which is read by default; see --cam_mode")
-    for mode in modes if captures else [layouts.DEFAULT_MODE]:
-        # ReInterHand is looked at in each mode; what is wrong with another than the first does not stop the default.
-        one = report if mode == modes[0] else Report(name, split, found=True)
-        _check_opened(one, data, _config(mode), options)
-        if one is not report:
-            report.remarks += [f"{mode}: {text}" for text in one.problems]
+    first, *others = sorted(present, key=lambda mode: (mode != layouts.DEFAULT_MODE, mode)) or [layouts.DEFAULT_MODE]
+    _check_opened(report, data, first, options)
+    for mode in others:
+        other = Report(name, split, found=True)
+        _check_opened(other, data, mode, options)
+        report.remarks += [f"{mode}: {text}" for text in other.problems]
     if captures and not report.toy:
         _compare_captures(report, captures)
     return report
 
 
-def _config(mode: str) -> Config:
-    cam_mode, envmap_mode = mode.split("/")
-    return replace(Config(), cam_mode=cam_mode, envmap_mode=envmap_mode)
-
-
-def _check_opened(report: Report, data: Path, config: Config, options: Options) -> None:
+def _check_opened(report: Report, data: Path, mode: str, options: Options) -> None:
+    """`mode`: of `layouts.IMAGE_MODES`; only ReInterHand has others than the default."""
     name, split = report.name, report.split
+    cam_mode, envmap_mode = mode.split("/")
+    config = replace(Config(), cam_mode=cam_mode, envmap_mode=envmap_mode)
     try:
         dataset = open_dataset(name, "test" if split == "val" else split, config, data)
         if options.full:
@@ -141,14 +134,14 @@ def _check_opened(report: Report, data: Path, config: Config, options: Options) 
     report.counts |= counts
     kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in counts.items() if kind != "annotations")
     report.facts.append(f"{counts['annotations']:,} annotations" + (f" ({kinds})" if kinds else ""))
-    if counts.get("mano_fits") == 0:
+    lacking = counts["annotations"] - counts.get("mano_fits", counts["annotations"])
+    if lacking == counts["annotations"]:
         report.remarks.append("no annotation has a MANO fit")
-    elif lacking := counts["annotations"] - counts.get("mano_fits", counts["annotations"]):
-        report.remarks += [f"{lacking:,} annotations have no MANO fit"] * (name == "InterHand26M")
+    elif lacking and name == "InterHand26M":
+        report.remarks.append(f"{lacking:,} annotations have no MANO fit")
     broken = dict(dataset.source.problems())
     if broken:
-        first = next(iter(broken.values()))
-        report.problem(f"{len(broken):,} annotations cannot be used: {first}", UNCHANGED)
+        report.problem(f"{len(broken):,} annotations cannot be used: {next(iter(broken.values()))}", UNCHANGED)
     if isinstance(dataset.source, ReInterHand):
         _compare_cameras(report, dataset.source)
     complete = options.full or len(dataset) <= LOOKED_FOR
@@ -159,41 +152,35 @@ def _check_opened(report: Report, data: Path, config: Config, options: Options) 
 
 def _find_files(report: Report, dataset: HandDataset, broken: Collection[int], complete: bool) -> None:
     """Look for the files of all annotations by listing their folders, or only for the folders of the images."""
-    names = lru_cache(FOLDERS_KEPT)(names_in)
-    is_folder = lru_cache(FOLDERS_KEPT)(os.path.isdir)
-    images = np.zeros(len(dataset), np.int64)  # hashes of the paths
-    missing: set[int] = set()
-    lost = {"images": Counter[str](), "other files": Counter[str]()}
+    wanted: dict[str, dict[str, set[str]]] = {"images": defaultdict(set), "other files": defaultdict(set)}
     outside: list[str] = []
-    example: dict[str, str] = {}
-    whole = [index for index in range(len(dataset)) if index not in broken] if broken else range(len(dataset))
-    for index in tqdm(whole, desc=f"{report.name} {report.split}: files", leave=False, disable=None):
+    for index in tqdm(range(len(dataset)), desc=f"{report.name} {report.split}: files", leave=False, disable=None):
+        if index in broken:
+            continue
         try:
-            files = [os.fspath(path) for path in dataset.source.files(index)]
+            for place, path in enumerate(dataset.source.files(index)):
+                folder, _, name = os.fspath(path).rpartition("/")
+                wanted["other files" if place else "images"][folder].add(name)
         except UserError as error:
             outside.append(str(error))
-            continue
-        images[index] = hash(files[0])
-        for place, file in enumerate(files):
-            folder, _, tail = file.rpartition("/")
-            kind = "other files" if place else "images"
-            there = tail in names(folder) if complete or place else is_folder(folder)
-            if not there and hash(file) not in missing:
-                missing.add(hash(file))
-                lost[kind][folder] += 1
-                example.setdefault(kind, file)
-    report.counts |= {"images": len(np.unique(images[images != 0]))}
+    report.counts["images"] = sum(map(len, wanted["images"].values()))
     report.facts.insert(0, f"{report.counts['images']:,} images")
     if outside:
         report.problem(f"{len(outside):,} annotations name files outside the dataset's folder: {outside[0]}", UNCHANGED)
-    for kind, folders in lost.items():
-        if folders:
-            most = ", ".join(f"{folder} ({count:,})" for folder, count in folders.most_common(NAMED))
+    for kind, folders in wanted.items():
+        each = complete or kind == "other files"
+        lost = {
+            folder: names - names_in(folder) if each or not os.path.isdir(folder) else set()
+            for folder, names in folders.items()
+        }
+        most = sorted((folder for folder in lost if lost[folder]), key=lambda folder: -len(lost[folder]))
+        report.counts[f"{kind.split()[-1]}_missing"] = count = sum(map(len, lost.values()))
+        if count:
+            places = ", ".join(f"{folder} ({len(lost[folder]):,})" for folder in most[:NAMED])
             report.problem(
-                f"{folders.total():,} {kind} are missing, e.g. {example[kind]}; most in {most}",
-                _how_to_get(report.name, report.split, [f"{folder}/" for folder in folders]),
+                f"{count:,} {kind} are missing, e.g. {most[0]}/{min(lost[most[0]])}; most in {places}",
+                _how_to_get(report.name, report.split, [f"{folder}/" for folder in most]),
             )
-    report.counts |= {"images_missing": lost["images"].total(), "files_missing": lost["other files"].total()}
 
 
 def _read_samples(
@@ -205,24 +192,22 @@ def _read_samples(
     absent: list[str] = []
     damaged: list[str] = []
     for index in tqdm(chosen, desc=f"{report.name} {report.split}: samples", leave=False, disable=None):
+        files: list[Path] = []
         try:
+            files = dataset.source.files(index)
             annotations.append(dataset.source.annotation(index))
-            if report.split == "train":
-                dataset.sample(index, IDENTITY)
-            else:
-                dataset[index]
+            _ = dataset.sample(index, IDENTITY) if report.split == "train" else dataset[index]
         except UserError as error:
-            files = _paths(dataset, index)
-            (damaged if all(os.path.exists(path) for path in files) else absent).append(str(error))
-    of = f"of {len(chosen):,} {'sampled ' if len(chosen) < len(dataset) else ''}images"
-    if damaged:
-        report.problem(
-            f"{len(damaged):,} {of} or their annotations cannot be used, e.g. {damaged[0]}",
-            _how_to_get(report.name, report.split, damaged),
-        )
-    if absent and not complete:
-        text = f"{len(absent):,} {of} are missing, e.g. {absent[0]}"
-        report.problem(text, _how_to_get(report.name, report.split, absent))
+            (damaged if all(path.exists() for path in files) else absent).append(str(error))
+    few = "sampled " if len(chosen) < len(dataset) else ""
+    of = f"of {len(chosen):,} {few}images"
+    for texts, problem in (
+        (damaged, "or their annotations cannot be used"),
+        ([] if complete else absent, "are missing"),
+    ):
+        if texts:
+            advice = _how_to_get(report.name, report.split, texts)
+            report.problem(f"{len(texts):,} {of} {problem}, e.g. {texts[0]}", advice)
     if exchanged := int(dataset.exchanged):
         report.remarks.append(
             f"{exchanged:,} {of} have their sides exchanged against their annotation, as some of the official "
@@ -231,46 +216,36 @@ def _read_samples(
     report.counts |= {"images_sampled": len(chosen), "missing_in_sample": len(absent), "unreadable": len(damaged)}
     report.counts["exchanged_in_sample"] = exchanged
     if chosen and not (absent or damaged):
-        report.facts.append(f"{'a sample of ' if len(chosen) < len(dataset) else 'all '}{len(chosen):,} images decode")
+        report.facts.append(f"{'a sample of' if few else 'all'} {len(chosen):,} images decode")
     return annotations
 
 
-def _paths(dataset: HandDataset, index: int) -> list[Path]:
-    try:
-        return dataset.source.files(index)
-    except UserError:
-        return []
-
-
 def _check_plausible(report: Report, annotations: Sequence[Annotation]) -> None:
-    """Sizes and distances with a mistaken unit, and cameras whose rotation is none."""
+    """Sizes and distances with a mistaken unit, and cameras whose matrix is not a rotation."""
     turned = [c for a in annotations for c in a.cameras or () if c.rotation is not None and c.transl is not None]
-    cameras = {tuple(np.ravel(camera.transl)): camera for camera in turned if camera.transl is not None}
-    bad = sum(not is_rotation(np.asarray(camera.rotation)) for camera in cameras.values())
+    cameras = {tuple(np.ravel(camera.transl)): camera for camera in turned}
+    bad = sum(not is_rotation(camera.rotation) for camera in cameras.values())
     if bad:
         report.problem(f"{bad} of {len(cameras)} sampled camera matrices (camrot, R) are not rotations", UNCHANGED)
-    hands = [_of_hands(a.joints_cam, a.joints_valid) for a in annotations]
-    meshes = [_of_hands(a.vertices_cam, a.vertices_valid) for a in annotations]
-    transl = [_of_hands(a.mano_transl, a.mano_valid) for a in annotations]
-    sizes = [span(points) for pair in hands for points in pair]
+    joints = [points for a in annotations for points in _valid(a.joints_cam, a.joints_valid)]
+    meshes = [points for a in annotations for points in _valid(a.vertices_cam, a.vertices_valid)]
+    transl = [vector for a in annotations for vector in _valid(a.mano_transl, a.mano_valid)]
     far = 1000 if report.name == "MSCOCO" else 20  # its cameras are virtual, so hands can seem far away
-    for what, values, low, high in (
-        (JOINTS, sizes, 0.03, 0.5),
-        ("size of the meshes", [span(points) for pair in meshes for points in pair], 0.03, 0.5),
-        ("trans of the MANO fits", [norm(vector) for pair in transl for vector in pair], 0, far),
-        ("distance of the cameras (campos, t)", [norm(camera.transl) for camera in cameras.values()], 0.01, 20),
-        ("focal length in px", [float(np.max(camera.focal)) for camera in cameras.values()], 50, 20000),
-    ):
-        check_magnitude(report, what, values, low, high)
+    check_magnitude(report, JOINTS, map(span, joints), 0.03, 0.5)
+    check_magnitude(report, "size of the meshes", map(span, meshes), 0.03, 0.5)
+    check_magnitude(report, "trans of the MANO fits", map(norm, transl), 0, far)
+    check_magnitude(
+        report, "distance of the cameras (campos, t)", map(norm, (c.transl for c in cameras.values())), 0.01, 20
+    )
+    check_magnitude(report, "focal length in px", (float(np.max(c.focal)) for c in cameras.values()), 50, 20000)
 
 
-def _of_hands(values: np.ndarray | None, valid: np.ndarray | None) -> list[np.ndarray]:
-    """What is valid of (2, ...) values of the right and the left hand."""
-    if values is None or valid is None:
-        return []
-    if np.ndim(valid) == 1:
-        return [values[hand] for hand in np.flatnonzero(valid)]
-    return [points[known] for points, known in zip(values, np.asarray(valid), strict=True)]
+def _valid(values: np.ndarray | None, valid: np.ndarray | None) -> Iterator[np.ndarray]:
+    """What is valid of (2, ...) values of the right and the left hand, whole hands or points of them."""
+    if values is not None and valid is not None:
+        for hand, known in zip(values, np.asarray(valid, bool), strict=True):
+            if known.any():
+                yield hand[known] if known.ndim else hand
 
 
 def check_magnitude(report: Report, what: str, values: Iterable[float], low: float, high: float) -> None:

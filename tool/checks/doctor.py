@@ -1,4 +1,4 @@
-"""Look at the hand model, the checkpoint and the datasets: what is there, what is missing, what is wrong, what to do.
+"""Check the hand model, the checkpoint and the datasets: what is there, what is missing or wrong, and what to do.
 
     python tool/doctor.py
     python tool/doctor.py --sets InterHand26M,HIC --sample 1000
@@ -16,14 +16,14 @@ or there is nothing at all; 2 the command itself is wrong.
 import argparse
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from common.errors import UserError
 from common.nets.mano_files import WHERE_TO_GET, read_hand_models
-from common.options import MANO_FOLDER, ROOT, Parser, count
+from common.options import MANO_FOLDER, ROOT, Parser, count, names_from
 from common.utils.files import write_json
 from common.utils.images import quiet_opencv
 from data import layouts
@@ -43,22 +43,16 @@ SNAPSHOT_FROM = (
 
 def main() -> int:
     args = parse_args()
-    sets = list(layouts.DATASETS) if args.sets is None else [name.strip() for name in args.sets.split(",")]
-    unknown = [name for name in sets if name not in layouts.DATASETS]
-    if unknown:
-        raise UserError(f"--sets {','.join(unknown)}: choose from {', '.join(layouts.DATASETS)}")
     if not args.data.is_dir():
         raise UserError(f"--data {args.data}: there is no such folder")
     quiet_opencv()
     options = Options(args.sample, args.full)
     reports = [check_mano(args.mano or MANO_FOLDER)]
     reports += check_checkpoints(args.checkpoint or demo_checkpoint())
-    reports += [
-        check_split(args.data, name, split, options) for name in sets for split in layouts.DATASETS[name].splits
-    ]
-    asked = set(sets if args.sets else ()) | ({"MANO"} if args.mano else set())
-    asked |= {"checkpoint"} if args.checkpoint else set()
-    code = exit_code(reports, asked)
+    for name in args.sets or layouts.DATASETS:
+        reports += [check_split(args.data, name, split, options) for split in layouts.DATASETS[name].splits]
+    named = {*(args.sets or ()), *(["MANO"] if args.mano else ()), *(["checkpoint"] if args.checkpoint else ())}
+    code = exit_code(reports, named)
     print_reports(reports, args.data)
     if args.json:
         items = [{**asdict(report), "verdict": report.verdict} for report in reports]
@@ -66,13 +60,11 @@ def main() -> int:
     return code
 
 
-def exit_code(reports: Sequence[Report], asked: Collection[str]) -> int:
-    """See the head of this file. `asked`: what the user named."""
-    partly_there = {report.name for report in reports if report.found}
-    if not partly_there:
-        return 1
-    expected = partly_there | set(asked)
-    return int(any(report.verdict in ("incomplete", "missing") for report in reports if report.name in expected))
+def exit_code(reports: Sequence[Report], named: Collection[str]) -> int:
+    """See the head of this file. `named`: on the command line."""
+    present = {report.name for report in reports if report.found}
+    bad = {report.name for report in reports if report.verdict in ("incomplete", "missing")}
+    return int(not present or not bad.isdisjoint(present | set(named)))
 
 
 def print_reports(reports: Sequence[Report], data: Path) -> None:
@@ -86,13 +78,18 @@ def print_reports(reports: Sequence[Report], data: Path) -> None:
         )
         return
     print(f"data: {data}\n")
-    for report in merged(reports):
-        print(
-            f"{(report.name + ' ' + report.split).strip():20} {report.verdict:10}  {'; '.join(report.facts)}".rstrip()
-        )
-        for mark, texts in (("WRONG", report.problems), ("note ", report.remarks)):
-            for text in texts:
-                print(f"    {mark}  {text}")
+    present = {report.name for report in reports if report.found}
+    for report in reports:
+        name = f"{report.name} {report.split}".strip()
+        if report.name in layouts.DATASETS and report.name not in present:  # one line instead of one for each split
+            if report.split != layouts.DATASETS[report.name].splits[0]:
+                continue
+            name, report = report.name, replace(report, advice=layouts.DATASETS[report.name].how_to_get)
+        print(f"{name:20} {report.verdict:10}  {'; '.join(report.facts)}".rstrip())
+        for text in report.problems:
+            print(f"    WRONG  {text}")
+        for text in report.remarks:
+            print(f"    note   {text}")
         if report.advice and report.verdict != "complete":
             print(f"    to do  {report.advice}")
     counts = Counter(report.verdict for report in reports)
@@ -100,29 +97,16 @@ def print_reports(reports: Sequence[Report], data: Path) -> None:
     print(f"works now: {', '.join(what_works(reports)) or 'nothing yet'}")
 
 
-def merged(reports: Sequence[Report]) -> list[Report]:
-    """One report for a dataset of which nothing is there, instead of one for each split."""
-    found = {report.name for report in reports if report.found}
-    lines: list[Report] = []
-    for report in reports:
-        if report.name in found or report.name not in layouts.DATASETS:
-            lines.append(report)
-        elif not any(line.name == report.name for line in lines):
-            lines.append(Report(report.name, advice=layouts.DATASETS[report.name].how_to_get))
-    return lines
-
-
 def what_works(reports: Sequence[Report]) -> list[str]:
     """What the project's commands can do with what is usable."""
-    usable = {(report.name, report.split) for report in reports if report.verdict in ("complete", "usable")}
+    usable = [(report.name, report.split) for report in reports if report.verdict in ("complete", "usable")]
     if ("MANO", "") not in usable:
         return []
-    has_checkpoint = any(name == "checkpoint" for name, _ in usable)
-    works = ["demo"] if has_checkpoint else []
-    for word, splits, possible in (("train on", ("train",), True), ("test on", ("test", "val"), has_checkpoint)):
-        names = [report.name for report in reports if (report.name, report.split) in usable and report.split in splits]
-        works += [f"{word} {', '.join(names)}"] if names and possible else []
-    return works
+    trained = any(name == "checkpoint" for name, _ in usable)
+    train = [name for name, split in usable if split == "train"]
+    test = [name for name, split in usable if split in ("test", "val") and trained]
+    lists = {"train on": train, "test on": test}
+    return ["demo"] * trained + [f"{what} {', '.join(names)}" for what, names in lists.items() if names]
 
 
 OVERVIEW = """Nothing is here yet.
@@ -152,7 +136,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", type=Path, help="checkpoint (default: demo/snapshot_6.pth, or demo/untrained.pth)"
     )
-    parser.add_argument("--sets", help=f"comma-separated: {', '.join(layouts.DATASETS)} (default: all)")
+    parser.add_argument(
+        "--sets", type=names_from(layouts.DATASETS), help=f"of {','.join(layouts.DATASETS)} (default: all)"
+    )
     parser.add_argument("--sample", type=count, default=200, help="images per split to read (default: %(default)s)")
     parser.add_argument("--full", action="store_true", help="look for every image, not for a sample")
     parser.add_argument("--json", type=Path, help="also write the report to this file")
