@@ -1,8 +1,8 @@
-"""What the parts of tool/parity.py share: reading recorded results, the network, and the one comparison of arrays."""
+"""What the parts of tool/parity.py share: reading recorded results, the hand models, the one comparison of arrays."""
 
 import zipfile
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,10 @@ from common.errors import error_context
 from common.nets.mano import TwoHandMano
 from common.nets.mano_files import read_hand_models
 from common.utils.files import check_is_file
+from common.utils.rotations import axis_angle_to_matrix
 from data.reading import read_json
+
+AMP = {"off": "none", "bf16": "bf16", "fp16": "fp16"}  # of the command line, and of `Config.amp`
 
 
 class Report(NamedTuple):
@@ -57,48 +60,49 @@ def load_mano(args: Namespace) -> TwoHandMano:
     return TwoHandMano(*read_hand_models(args.mano)).to(args.device)
 
 
-def autocast(args: Namespace) -> torch.autocast:
-    """Mixed precision as `--amp` asks for it."""
-    dtype = torch.float16 if args.amp == "fp16" else torch.bfloat16
-    return torch.autocast(args.device.type, dtype, enabled=args.amp != "off")
+def compare(
+    group: str,
+    recorded: Mapping[str, Any],
+    ours: Mapping[str, Any],
+    allowed: Callable[[str, np.ndarray], Any],
+    prepare: Callable[[str, np.ndarray], np.ndarray] = lambda name, values: values,
+    strict: bool = False,
+) -> list[Report]:
+    """Compare recorded numbers or arrays with ours of the same names: |ours - recorded| <= allowed for each number.
 
-
-def pairs(
-    group: str, recorded: Mapping[str, Any], ours: Mapping[str, Any], strict: bool = False
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, recorded and computed array of each recorded name.
+    NaN and None stand for "none": they equal each other and nothing else.
 
     Args:
-        strict: nothing else may have been computed.
+        group: the names of the reports begin with it.
+        allowed: name, prepared recorded array -> tolerance of the array or of each of its numbers.
+        prepare: name, array -> the array to compare, of both sides.
+        strict: ours must have no other names.
 
     Raises:
         UserError: the names or the shapes differ.
     """
-    different = set(recorded) ^ set(ours) if strict else set(recorded) - set(ours)
-    with error_context(group, ValueError):
+    different, reports = set(recorded) ^ set(ours) if strict else set(recorded) - set(ours), []
+    with error_context(group.rstrip("/"), ValueError):
         if different:
             raise ValueError(f"recorded and computed names are not the same; differing: {', '.join(sorted(different))}")
         for name, expected in recorded.items():
-            expected, result = np.asarray(expected, np.float64), np.asarray(ours[name], np.float64)
-            if expected.shape != result.shape:
-                raise ValueError(f"{name} is recorded as {expected.shape}, ours is {result.shape}")
-            yield name, expected, result
-
-
-def compare(name: str, expected: np.ndarray, result: np.ndarray, tolerance: float, relative: float = 0.0) -> Report:
-    """Compare two arrays of a shape: |result - expected| <= tolerance + relative |expected| for each number.
-
-    NaN stands for "none": it equals NaN and nothing else.
-    """
-    with np.errstate(invalid="ignore"):
-        difference = np.abs(result - expected)
-    difference = np.where(np.isnan(difference), np.where(np.isnan(expected) & np.isnan(result), 0, np.inf), difference)
-    magnitude = np.abs(np.nan_to_num(expected))
-    error, largest = float(difference.max(initial=0)), float(magnitude.max(initial=0))
-    outside = bool((difference - relative * magnitude > tolerance).any())
-    return Report(name, error, error / max(largest, 1e-30), tolerance, outside)
+            a, b = np.asarray(expected, np.float64), np.asarray(ours[name], np.float64)
+            if a.shape != b.shape:
+                raise ValueError(f"{name} is recorded as {a.shape}, ours is {b.shape}")
+            a, b = prepare(name, a), prepare(name, b)
+            tolerance = allowed(name, a)
+            with np.errstate(invalid="ignore"):
+                error = np.where(np.isnan(a) & np.isnan(b), 0, np.nan_to_num(np.abs(b - a), nan=np.inf, posinf=np.inf))
+            worst, outside = float(error.max(initial=0)), bool((error > tolerance).any())
+            reports.append(Report(group + name, worst, worst / max(largest(a), 1e-30), np.min(tolerance), outside))
+    return reports
 
 
 def largest(values: np.ndarray) -> float:
-    """The largest absolute value."""
-    return float(np.abs(values).max(initial=0))
+    """The largest absolute value, without NaN."""
+    return float(np.abs(np.nan_to_num(values)).max(initial=0))
+
+
+def rotation_matrices(vectors: np.ndarray) -> np.ndarray:
+    """(N, 3 K) axis-angle -> (N, K, 3, 3): the two vectors of a half turn are one rotation."""
+    return axis_angle_to_matrix(torch.from_numpy(vectors).double().unflatten(-1, (-1, 3))).numpy()

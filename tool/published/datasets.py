@@ -2,6 +2,7 @@
 
 import re
 from argparse import Namespace
+from collections import defaultdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.nets.mano import TwoHandMano
-from common.targets import body_box_of, build_images, build_targets, complete_truth
+from common.targets import body_box_of, build_images
 from common.types import Annotation
 from common.utils.augment import Augmentation
 from common.utils.files import make_folder, write_json
@@ -24,8 +25,7 @@ from data.dataset import HandDataset, to_device
 from data.reading import Vector3, read_json
 from main.build import open_dataset
 from main.config import Config
-from tool.published.comparison import Report, compare, load_mano, load_npz, pairs
-from tool.published.forward import rotation_matrices
+from tool.published.comparison import Report, compare, load_mano, load_npz, rotation_matrices
 from tool.published.official import official_eval_sample, official_sample
 
 # Absolute tolerances by the end of a field's name: heatmap cells, metres, radians, [0, 1].
@@ -35,6 +35,7 @@ TOLERANCE = {
     "bb2img_trans": 2e-3, "img_grid": 1e-4, "img_mean": 1e-6, "img_std": 1e-6,
 }  # fmt: skip
 UINT8_TOLERANCE = 0.6 / 255 + 1e-4  # half a gray level times the largest recorded color factor, 1.2; and rounding
+UINT8_CROPS = "inputs/img_grid of uint8 crops"
 OTHER_TOLERANCE = 1e-6  # flags
 MM_TOLERANCE = 2e-2  # datalist/joint_cam is in mm
 RELATIVE = 1e-5
@@ -76,26 +77,25 @@ def run(args: Namespace) -> list[Report]:
             dataset = open_recorded(name, data, Path(cache))
             order = list(map(plain_id, recorded.ids))
             ids = [plain_id(dataset.source.id(i)) for i in range(len(dataset))]
-            # Where the published order is that of the file system only the ids themselves are compared.
-            same = sorted(ids, key=repr) == sorted(order, key=repr) if "ReInterHand" in name else ids == order
-            reports.append(compare_equal(f"{name}: length and ids", same))
             indices = [ids.index(id) for id in order if id in ids]
             paths = [dataset.source.annotation(i).image_path.relative_to(data).as_posix() for i in indices]
+            # Where the published order is that of the file system only the ids themselves are compared.
+            same = sorted(ids, key=repr) == sorted(order, key=repr) if "ReInterHand" in name else ids == order
+            equal = {"length and ids": same} | (
+                {"image paths": paths == recorded.img_path} if recorded.img_path else {}
+            )
+            reports += compare(f"{name}: ", dict.fromkeys(equal, True), equal, lambda _, expected: 0.0)
             written[name] = {"len": len(dataset), "ids": order if same else ids, "img_path": paths}
-            if recorded.img_path:
-                reports.append(compare_equal(f"{name}: image paths", paths == recorded.img_path))
             values = make_set(dataset, indices, augmentations, mano, args.device)
             np.savez(folder / f"{name}.npz", **values)
             expected = load_npz(args.golden / "datasets" / f"{name}.npz")
-            reports += compare_set(name, expected, values)
+            reports += compare_set(f"{name}/", expected, values)
             if dataset.source.split == "train":
-                reports.append(compare_uint8_crops(name, dataset, indices, augmentations, expected))
+                crops = uint8_crops(dataset, indices, augmentations)
+                grids = {UINT8_CROPS: by_field(expected)["inputs/img_grid"]}
+                reports += compare(f"{name}/", grids, {UINT8_CROPS: crops}, lambda _, expected: UINT8_TOLERANCE)
     write_json(folder / "index.json", {"augs": msgspec.to_builtins(index.augs), "sets": written})
     return reports
-
-
-def compare_equal(name: str, same: bool) -> Report:
-    return compare(name, np.ones(1), np.array([float(same)]), 0.0)
 
 
 def plain_id(id: Any) -> Any:
@@ -122,39 +122,24 @@ def make_set(
     device: torch.device,
 ) -> dict[str, np.ndarray]:
     """All samples under all augmentations, by recorded names; a test split knows only `identity`."""
-    source, frames = dataset.source, dataset.frames
-    values = {f"datalist/{key}": value for key, value in datalist(dataset, indices).items()}
-    if source.split == "test":
+    name, frames = dataset.source.name, dataset.frames
+    found = {f"datalist/{key}": value for key, value in datalist(dataset, indices).items()}
+    if dataset.source.split == "test":
         batch = to_device(default_collate([dataset[i] for i in indices]), device)
-        sample = batch.sample
-        view = official_eval_sample(
-            source.name,
-            sample,
-            build_images(sample),
-            build_targets(sample, mano, frames),
-            complete_truth(batch, mano),
-            frames,
-        )
-        return values | named("identity", view)
-    for name, augmentation in augmentations.items():
-        samples = [dataset.sample(i, augmentation, float_crop=True) for i in indices]
-        sample = to_device(default_collate(samples), device)
-        view = official_sample(sample, build_images(sample), build_targets(sample, mano, frames), frames)
-        values |= named(name, view)
-    return values
+        views = {"identity": official_eval_sample(name, batch, mano, frames)}
+    else:
+        batches = {
+            key: default_collate([dataset.sample(i, aug, float_crop=True) for i in indices])
+            for key, aug in augmentations.items()
+        }
+        views = {key: official_sample(to_device(batch, device), mano, frames) for key, batch in batches.items()}
+    return found | {f"{key}/{field}": value for key, view in views.items() for field, value in view.items()}
 
 
-def named(augmentation: str, sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Of the images a grid and the statistics of each channel are recorded."""
-    images = sample.pop("inputs/img")
-    statistics = images.astype(np.float64)
-    values = {
-        "inputs/img_grid": images[:, :, 16::32, 16::32],
-        "inputs/img_mean": statistics.mean((2, 3)),
-        "inputs/img_std": statistics.std((2, 3)),
-        **sample,
-    }
-    return {f"{augmentation}/{key}": value for key, value in values.items()}
+def uint8_crops(dataset: HandDataset, indices: list[int], augmentations: dict[str, Augmentation]) -> np.ndarray:
+    """The image grids under all augmentations of the crops as training samples them; the published are float32."""
+    batches = [default_collate([dataset.sample(i, aug) for i in indices]) for aug in augmentations.values()]
+    return np.concatenate([build_images(batch)[:, :, 16::32, 16::32].numpy() for batch in batches])
 
 
 def datalist(dataset: HandDataset, indices: list[int]) -> dict[str, np.ndarray]:
@@ -187,48 +172,36 @@ def in_file_order(hands: list[np.ndarray], name: str) -> np.ndarray:
     return joints[:, ::-1].reshape(len(joints), 42, -1)  # MSCOCO: left hand first
 
 
-def compare_set(name: str, recorded: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> list[Report]:
-    """One line per field, the worst over all augmentations; the published lists keep fields that ours do not."""
-    reports: dict[str, Report] = {}
-    known = {key: value for key, value in recorded.items() if key in ours or not key.startswith("datalist/")}
-    for key, expected, result in pairs(name, known, ours):
-        field = key if key.startswith("datalist/") else key.split("/", 1)[1]
-        report = compare_field(f"{name}/{field}", key, expected, result, recorded)
-        if field not in reports or report.outside or (report.error > reports[field].error):
-            reports[field] = report
-    return list(reports.values())
+def by_field(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Field, without the augmentation -> the arrays of all augmentations, one after the other."""
+    fields = defaultdict(list)
+    for key, array in values.items():
+        fields[key if key.startswith("datalist/") else key.split("/", 1)[1]].append(array)
+    return {field: np.concatenate(arrays) for field, arrays in fields.items()}
 
 
-def compare_uint8_crops(
-    name: str,
-    dataset: HandDataset,
-    indices: list[int],
-    augmentations: dict[str, Augmentation],
-    recorded: dict[str, np.ndarray],
-) -> Report:
-    """Training samples the crops in uint8, the published system in float32: the worst error over all augmentations."""
-    expected, found = [], []
-    for augmentation_name, augmentation in augmentations.items():
-        images = build_images(default_collate([dataset.sample(i, augmentation) for i in indices]))
-        expected.append(recorded[f"{augmentation_name}/inputs/img_grid"])
-        found.append(images[:, :, 16::32, 16::32].numpy())
-    return compare(
-        f"{name}/inputs/img_grid of uint8 crops", np.concatenate(expected), np.concatenate(found), UINT8_TOLERANCE
-    )
+def compare_set(group: str, recorded: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> list[Report]:
+    """One line per field; the published lists keep fields that ours do not."""
+    known = by_field({key: x for key, x in recorded.items() if key in ours or not key.startswith("datalist/")})
 
+    def last(field: str) -> str:
+        return field.rsplit("/", 1)[-1].removeprefix("lhand_").removeprefix("rhand_")
 
-def compare_field(
-    name: str, key: str, expected: np.ndarray, result: np.ndarray, recorded: dict[str, np.ndarray]
-) -> Report:
-    last = key.rsplit("/", 1)[-1].removeprefix("lhand_").removeprefix("rhand_")
-    tolerance = MM_TOLERANCE if key == "datalist/joint_cam" else TOLERANCE.get(last, OTHER_TOLERANCE)
-    if last.endswith("_trunc") and "meta_info/" in key:
-        points = recorded[key.replace("meta_info/", "targets/").replace("trunc", "img")]
-        limits = np.array([48, 64, 8.0])
-        border = (np.minimum(np.abs(points), np.abs(points - limits)) < BORDER).any(-1, keepdims=True)
-        expected, result = np.where(border, 0, expected), np.where(border, 0, result)
-        tolerance = 0.0
-    if last == "mano_pose":
-        expected, result = rotation_matrices(expected), rotation_matrices(result)
-    relative = 0.0 if last.startswith("img_") else RELATIVE  # images are in [0, 1]
-    return compare(name, expected, result, tolerance, relative)
+    def prepare(field: str, values: np.ndarray) -> np.ndarray:
+        if last(field) == "mano_pose":
+            return rotation_matrices(values)
+        if field.startswith("meta_info/") and field.endswith("_trunc"):
+            points = known[field.replace("meta_info/", "targets/").replace("trunc", "img")]
+            border = np.minimum(np.abs(points), np.abs(points - (48, 64, 8))) < BORDER
+            return np.where(border.any(-1, keepdims=True), 0, values)
+        return values
+
+    def allowed(field: str, expected: np.ndarray) -> float | np.ndarray:
+        if field.startswith("meta_info/") and field.endswith("_trunc"):
+            return 0.0
+        if last(field).startswith("img_"):
+            return TOLERANCE[last(field)]
+        tolerance = MM_TOLERANCE if field == "datalist/joint_cam" else TOLERANCE.get(last(field), OTHER_TOLERANCE)
+        return tolerance + RELATIVE * np.abs(np.nan_to_num(expected))
+
+    return compare(group, known, by_field(ours), allowed, prepare)

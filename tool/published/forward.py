@@ -1,6 +1,7 @@
 """The forward part of `tool/parity.py`: the network's outputs and intermediates under the recorded names."""
 
 from argparse import Namespace
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -9,14 +10,14 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.nets.trans_net import PEAK, gaussian
 from common.postprocess import to_crop
+from common.precision import autocast
 from common.types import Prediction
 from common.utils.boxes import restore_box
 from common.utils.files import make_folder
 from common.utils.frames import Frames
-from common.utils.rotations import axis_angle_to_matrix
 from main.build import load_model
 from main.model import InterWild
-from tool.published.comparison import Report, autocast, compare, largest, load_npz, pairs, read_spreads
+from tool.published.comparison import AMP, Report, compare, largest, load_npz, read_spreads, rotation_matrices
 
 
 def run(args: Namespace) -> list[Report]:
@@ -29,7 +30,7 @@ def run(args: Namespace) -> list[Report]:
 
     model.to(args.device).eval()
     images = torch.from_numpy(arrays["images"]).float().to(args.device)
-    with torch.inference_mode(), autocast(args):
+    with torch.inference_mode(), autocast(args.device, AMP[args.amp]):
         outputs, intermediates = forward(model, images)
     make_folder(args.output)
     np.savez(args.output / "forward_test.npz", **outputs)
@@ -51,55 +52,47 @@ def compare_tensors(
         spreads: run -> name -> {max_abs}: how far the published system is from itself. Allowed is ten times that, and
             at least 1e-5 of the largest value; where no spread is known, 1e-4 of it.
     """
-    reports = []
-    for name, expected, result in pairs("forward", recorded, ours):
-        if name.endswith(("root_pose", "hand_pose")):
-            expected, result = rotation_matrices(expected), rotation_matrices(result)
+
+    def allowed(name: str, expected: np.ndarray) -> float:
         known = [run[name]["max_abs"] for run in spreads.values() if name in run]
-        scale = largest(expected)
-        tolerance = max(10 * max(known), 1e-5 * scale) if known else 1e-4 * scale
-        reports.append(compare(prefix + name, expected, result, tolerance))
-    return reports
+        return max(10 * max(known), 1e-5 * largest(expected)) if known else 1e-4 * largest(expected)
 
+    def prepare(name: str, values: np.ndarray) -> np.ndarray:
+        return rotation_matrices(values) if name.endswith(("root_pose", "hand_pose")) else values
 
-def rotation_matrices(vectors: np.ndarray) -> np.ndarray:
-    """(N, 3 K) axis-angle -> (N, K, 3, 3): the two vectors of a half turn are one rotation."""
-    return axis_angle_to_matrix(torch.from_numpy(vectors).double().unflatten(-1, (-1, 3))).numpy()
+    return compare(prefix, recorded, ours, allowed, prepare)
 
 
 def forward(model: InterWild, images: Tensor) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """(N, 3, H, W) -> outputs and intermediates by their recorded names."""
-    captured: dict[str, object] = {}
-    hooks = [
-        module.register_forward_hook(lambda _, inputs, output, name=name: captured.update({name: (inputs, output)}))
-        for name, module in _watched(model).items()
-    ]
-    try:
-        prediction = model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return _official_outputs(prediction, model.frames), _intermediates(model, prediction, captured)
-
-
-def _watched(model: InterWild) -> dict[str, nn.Module]:
-    return {
+    rotation = model.hand_rotation_net
+    watched: dict[str, nn.Module] = {
         "body": model.body_backbone,
         "hand": model.hand_roi_net.backbone,
         "position": model.hand_position_net,
-        "rotation": model.hand_rotation_net,
-        "root_6d": model.hand_rotation_net.root_pose_out,
-        "pose_6d": model.hand_rotation_net.pose_out,
-        "camera": model.hand_rotation_net.cam_out,
+        "rotation": rotation,
+        "root_6d": rotation.root_pose_out,
+        "pose_6d": rotation.pose_out,
+        "camera": rotation.cam_out,
         "trans_relu": model.hand_trans_net.conv[2],
         "trans_layer4": model.hand_trans_net.backbone.layer4,
     }
+    captured: dict[str, tuple] = {}
+    with ExitStack() as hooks:
+        for name, module in watched.items():
+            hook = module.register_forward_hook(lambda _, x, y, name=name: captured.update({name: (x, y)}))
+            hooks.callback(hook.remove)
+        prediction = model(images)
+    return _official_outputs(prediction, model.frames), _intermediates(model, prediction, captured)
 
 
 def _official_outputs(prediction: Prediction, frames: Frames) -> dict[str, np.ndarray]:
     crop = to_crop(prediction, frames)
-    outputs = {"rel_trans": prediction.rel_transl, "render_focal": crop.pair_focal_crop}
-    outputs["render_princpt"] = crop.pair_princpt_crop
+    outputs = {
+        "rel_trans": prediction.rel_transl,
+        "render_focal": crop.pair_focal_crop,
+        "render_princpt": crop.pair_princpt_crop,
+    }
     for index, side in enumerate("rl"):
         outputs |= {
             f"{side}hand_bbox": crop.boxes_body[:, index],

@@ -7,7 +7,7 @@ has " (joints without sample left out)" appended to its label.
 """
 
 from argparse import Namespace
-from math import inf, isfinite, nan
+from math import inf, isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,7 +26,7 @@ from common.utils.frames import Frames
 from common.utils.joints import JOINTS
 from data.dataset import HandDataset, to_device
 from data.reading import read_json
-from tool.published.comparison import Report, compare, largest, load_mano, load_npz, pairs
+from tool.published.comparison import Report, compare, largest, load_mano, load_npz
 from tool.published.datasets import Index, open_recorded, plain_id
 
 TOLERANCE, RELATIVE = 1e-3, 1e-5  # mm or percent; of the recorded result
@@ -111,9 +111,6 @@ def as_published(evaluator: Evaluator) -> dict[str, float | None]:
 
 def compare_labels(set_name: str, recorded: dict[str, float | None], ours: dict[str, float | None]) -> list[Report]:
     """None, NaN and infinity of the recorded results are the published system's NaN; ours is None there."""
-    recorded = {label: nan if x is None or not isfinite(x) else x for label, x in recorded.items()}
-    results = {label: nan if x is None else x if isfinite(x) else inf for label, x in ours.items()}
-    return [
-        compare(f"{set_name}/{label}", expected, result, TOLERANCE + RELATIVE * largest(np.nan_to_num(expected)))
-        for label, expected, result in pairs(set_name, recorded, results)
-    ]
+    recorded = {label: x if x is not None and isfinite(x) else None for label, x in recorded.items()}
+    ours = {label: x if x is None or isfinite(x) else inf for label, x in ours.items()}
+    return compare(f"{set_name}/", recorded, ours, lambda label, expected: TOLERANCE + RELATIVE * largest(expected))

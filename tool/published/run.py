@@ -27,7 +27,7 @@ import torch
 
 from common.devices import parse_devices
 from common.errors import UserError
-from common.options import Parser
+from common.options import Parser, names_from
 from tool.published import datasets, forward, loss, metrics
 from tool.published.comparison import Report
 
@@ -64,28 +64,25 @@ def main() -> int:
 
 
 def choose_parts(args: argparse.Namespace) -> list[str]:
-    """The parts to compare, in order: those named, or those the folder has results for.
+    """The parts to compare: those of --what, or those the folder has results for.
 
     Raises:
-        UserError: there is no such part, or it lacks results or options.
+        UserError: a part lacks results or options.
     """
     missing = {name: [f for f in part.files if not (args.golden / f).exists()] for name, part in PARTS.items()}
-    named = args.what.split(",") if args.what else [name for name in PARTS if not missing[name]]
-    if unknown := [name for name in named if name not in PARTS]:
-        raise UserError(f"--what {','.join(unknown)}: there is no such part; there are: {', '.join(PARTS)}")
-    if not named:
+    chosen = args.what or [name for name in PARTS if not missing[name]]
+    if not chosen:
         first = ", ".join(part.files[0] for part in PARTS.values())
         raise UserError(f"{args.golden} holds no recorded results, none of {first}")
     for name, files in missing.items():
-        if files and name in named:
+        if files and name in chosen:
             raise UserError(f"the part `{name}` needs {' and '.join(files)} in {args.golden}")
         if files and not args.what:
             print(f"not compared: {name} ({args.golden} has no {' and no '.join(files)})")
-    for name in named:
-        absent = [f"--{option}" for option in PARTS[name].options if getattr(args, option) is None]
-        if absent:
+    for name in chosen:
+        if absent := [f"--{option}" for option in PARTS[name].options if getattr(args, option) is None]:
             raise UserError(f"the part `{name}` needs {' and '.join(absent)}; --what names the parts to compare")
-    return [name for name in PARTS if name in named]
+    return chosen
 
 
 def parse_args() -> argparse.Namespace:
@@ -94,7 +91,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--mano", type=Path, required=True, help="folder of the MANO files used for the recording")
     parser.add_argument("--checkpoint", type=Path, help="checkpoint used for the recording")
     parser.add_argument("--inputs", type=Path, help=".npz with `images` (N, 3, H, W)")
-    parser.add_argument("--what", help=f"of {','.join(PARTS)} (default: all that DIR has results for)")
+    parser.add_argument(
+        "--what", type=names_from(PARTS), help=f"of {','.join(PARTS)} (default: all that DIR has results for)"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--gpu", default="cpu", help="a GPU's number, or cpu (default)")
     parser.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off", help="mixed precision (default: off)")
