@@ -9,6 +9,7 @@ import argparse
 import gzip
 import hashlib
 import http.client
+import io
 import os
 import re
 import shutil
@@ -19,9 +20,9 @@ import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
 
@@ -45,39 +46,22 @@ HEAD_THREADS = 8
 AGAIN = "the next run continues here"
 
 
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file below the base address, kept under the same path below the dataset's `data` folder.
-
-    Attributes:
-        md5: as the publisher lists it, or None.
-        size: bytes, or None where the server does not tell.
-    """
+class RemoteFile(NamedTuple):
+    """A file: its path below the base address and below the dataset's `data` folder, its md5 if that is listed."""
 
     path: str
     md5: str | None = None
-    size: int | None = None
 
 
-@dataclass(frozen=True)
-class Job:
-    """What one run downloads.
+class Job(NamedTuple):
+    """What one run downloads."""
 
-    Attributes:
-        base: address that all paths are below.
-        folder: receives everything.
-        files: kept as they are.
-        archives: unpacked.
-        md5s: path -> checksum, for those that have one.
-        keep: whether archives stay after they were unpacked.
-    """
-
-    base: str
-    folder: Path
-    files: Sequence[RemoteFile]
-    archives: Sequence[Archive]
-    md5s: Mapping[str, str]
-    keep: bool
+    base: str  # address that all paths are below
+    folder: Path  # receives everything
+    files: Sequence[RemoteFile]  # kept as they are
+    archives: Sequence[Archive]  # unpacked
+    md5s: Mapping[str, str]  # by path, of the parts of archives that have one
+    keep: bool  # archives stay after they were unpacked
 
 
 # ---- The command ----
@@ -216,34 +200,36 @@ def run_job(job: Job, dry_run: bool = False) -> None:
     pending = [archive for archive in job.archives if not mark_of(job.folder, archive).exists()]
     if done := len(job.archives) - len(pending):
         print(f"{done} of {len(job.archives)} archives were unpacked before")
-    wanted = [file for file in job.files if not (job.folder / file.path).exists()]
-    wanted += [RemoteFile(path, job.md5s.get(path)) for archive in pending for path in archive.parts]
-    if not wanted:
+    md5s = {file.path: file.md5 for file in job.files if not (job.folder / file.path).exists()}
+    kept = list(md5s)
+    md5s |= {path: job.md5s.get(path) for archive in pending for path in archive.parts}
+    if not md5s:
         print(f"nothing to do: everything that was chosen is in {job.folder}")
         return
-    files = {file.path: file for file in with_sizes(job.base, wanted)}
-    left = {path: max(0, (file.size or 0) - _bytes_here(job.folder / path)) for path, file in files.items()}
+    sizes = remote_sizes(job.base, list(md5s))
+    here = {path: _bytes_here(job.folder / path) for path in md5s}
+    left = {path: max(0, (size or 0) - here[path]) for path, size in sizes.items()}
     for archive in pending:
-        sizes = [files[path].size for path in archive.parts]
+        total = _total_text([sizes[path] for path in archive.parts])
         where = archive.target if archive.target != "." else "the data folder"
-        print(f"  {archive.name:17} {len(sizes):3} part(s)  {_total_text(sizes):>12}  into {where}")
-    sizes = [file.size for file in files.values()]
-    print(f"{len(files)} files, {_total_text(sizes)} in all, {size_text(sum(left.values()))} still to come")
+        print(f"  {archive.name:17} {len(archive.parts):3} part(s)  {total:>12}  into {where}")
+    print(f"{len(sizes)} files, {_total_text(sizes.values())} in all, {size_text(sum(left.values()))} still to come")
     if dry_run:
         return
     make_folder(job.folder)
+    known = sum(size or 0 for size in sizes.values())
     # Images do not shrink in an archive, so what is unpacked is about as large as its archive.
-    waiting = [sum(left[path] for path in archive.parts) for archive in pending] or [0]
-    check_space(job.folder, sum(size or 0 for size in sizes) + (sum(waiting) if job.keep else max(waiting)))
-    here = sum(min(_bytes_here(job.folder / path), file.size or 0) for path, file in files.items())
-    total = None if None in sizes else sum(size or 0 for size in sizes)
-    with locked(job.folder), _bar("", total, initial=here, leave=True) as progress:
+    unpacked = [sum(left[path] for path in archive.parts) for archive in pending] or [0]
+    check_space(job.folder, known + (sum(unpacked) if job.keep else max(unpacked)))
+    begun = sum(min(here[path], size or 0) for path, size in sizes.items())
+    total_bytes = None if None in sizes.values() else known
+    with locked(job.folder), _bar("", total_bytes, initial=begun, leave=True) as progress:
 
         def get(path: str) -> Path:
-            fetch(f"{job.base}/{quote(path)}", job.folder / path, files[path].md5, progress, files[path].size)
+            fetch(f"{job.base}/{quote(path)}", job.folder / path, md5s[path], progress, sizes[path])
             return job.folder / path
 
-        for path in files.keys() & {file.path for file in job.files}:
+        for path in kept:
             get(path)
         for archive in pending:
             parts = [get(path) for path in archive.parts]
@@ -266,15 +252,11 @@ def check_space(folder: Path, needed: int) -> None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Exclude another download into the folder."""
-    lock = FileLock(folder / ".download.lock")
     try:
-        lock.acquire(timeout=0)
+        with FileLock(folder / ".download.lock", timeout=0):
+            yield
     except Timeout:
         raise UserError(f"another download is running in {folder}; wait for it or stop it first") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _bytes_here(path: Path) -> int:
@@ -341,12 +323,11 @@ def fetch_text(url: str) -> str:
     return _persist(url, once)
 
 
-def with_sizes(base: str, files: Sequence[RemoteFile]) -> list[RemoteFile]:
-    """The files with their sizes, as far as the server tells them. Raises UserError as `fetch` does."""
+def remote_sizes(base: str, paths: Sequence[str]) -> dict[str, int | None]:
+    """Sizes of files below `base`. Raises UserError as `fetch` does."""
     with ThreadPoolExecutor(HEAD_THREADS) as pool:
-        sizes = pool.map(remote_size, [f"{base}/{quote(file.path)}" for file in files])
-        answers = tqdm(sizes, total=len(files), desc="asking for sizes", leave=False)
-        return [replace(file, size=size) for file, size in zip(files, answers, strict=True)]
+        sizes = pool.map(remote_size, [f"{base}/{quote(path)}" for path in paths])
+        return dict(zip(paths, tqdm(sizes, total=len(paths), desc="asking for sizes", leave=False), strict=True))
 
 
 def remote_size(url: str) -> int | None:
@@ -530,7 +511,8 @@ def unpack(parts: Sequence[Path], archive: Archive, folder: Path) -> None:
     try:
         temporary.mkdir()
         (_extract_zip if parts[0].suffix == ".zip" else _extract_tar)(parts, temporary)
-        _merge(_content(temporary, archive, parts), target)
+        # Moved into the folder, which may have some of it already.
+        shutil.copytree(_content(temporary, archive, parts), target, copy_function=os.replace, dirs_exist_ok=True)
     except UserError:
         raise
     except Exception as error:  # tarfile, zipfile and the decompressors raise whatever their parsing runs into
@@ -548,22 +530,17 @@ def unpack(parts: Sequence[Path], archive: Archive, folder: Path) -> None:
 
 
 class _Joined:
-    """Files read as one, without joining them on the disk."""
+    """Files read as one, without joining them on the disk. `read` is all that GzipFile needs."""
 
     def __init__(self, paths: Sequence[Path], progress: tqdm) -> None:
-        self.chunks, self.rest = self._read_all(paths, progress), b""
-
-    @staticmethod
-    def _read_all(paths: Sequence[Path], progress: tqdm) -> Iterator[bytes]:
-        for path in paths:
-            with open(path, "rb") as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    progress.update(len(chunk))
-                    yield chunk
+        self.paths, self.progress = iter(paths), progress
+        self.file: IO[bytes] = io.BytesIO()
 
     def read(self, size: int) -> bytes:
-        self.rest = self.rest or next(self.chunks, b"")
-        data, self.rest = self.rest[:size], self.rest[size:]
+        while not (data := self.file.read(size)) and (path := next(self.paths, None)):
+            self.file.close()
+            self.file = open(path, "rb")
+        self.progress.update(len(data))
         return data
 
 
@@ -572,7 +549,7 @@ def _extract_tar(parts: Sequence[Path], folder: Path) -> None:
         raise UserError("this Python cannot unpack archives safely; update it (3.10.12, 3.11.4 or later)")
     name = parts[0].name
     with _bar(f"unpacking {name[-30:]}", sum(part.stat().st_size for part in parts), leave=False) as progress:
-        joined: Any = _Joined(parts, progress)  # `read` is all that GzipFile needs
+        joined: Any = _Joined(parts, progress)
         with gzip.GzipFile(fileobj=joined) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
                 check_member(name, member.name, plain=member.isfile() or member.isdir())
@@ -626,13 +603,3 @@ def _content(folder: Path, archive: Archive, parts: Sequence[Path]) -> Path:
         f"{parts[0].name} holds no folder {archive.landmark!r}, so it is not clear where it belongs; "
         f"unpack it by hand so that {archive.target}/{archive.landmark} exists"
     )
-
-
-def _merge(source: Path, target: Path) -> None:
-    """Move all entries of a folder into another, which may have some of them already."""
-    for entry in list(source.iterdir()):
-        destination = target / entry.name
-        if entry.is_dir() and destination.is_dir():
-            _merge(entry, destination)
-        else:
-            os.replace(entry, destination)
