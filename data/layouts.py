@@ -132,7 +132,7 @@ def hic_archive(sequence: str) -> Archive:
 
 REINTERHAND_BASE = "https://fb-baas-f32eacb9-8abb-11eb-b2b8-4857dd089e15.s3.amazonaws.com/ReInterHand"
 CHECKSUMS = "CHECKSUM"
-# Files of a capture that are no archives.
+# Files of a capture that are not archives.
 CAPTURE_FILES = ("frame_list.txt", "frame_list_orig.txt", "Mugsy_cameras/cam_params.json")
 
 # Archive of a capture -> number of parts, in the order of `CAPTURES`.

@@ -1,4 +1,4 @@
-"""What the tests share: the network and the hand with which the recorded figures were made, and a small quick one."""
+"""What the tests share: the network and the hand behind the recorded results, and a small, quick network."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ from tool.untrained import show_something  # noqa: E402
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """Folder of the recorded figures."""
+    """Folder of the recorded results."""
     return GOLDEN
 
 
@@ -35,7 +35,7 @@ def unit() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def mano_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MANO files of the hand of the recorded figures."""
+    """MANO files of the hand of the recorded results."""
     import make_standin_mano
 
     folder = tmp_path_factory.mktemp("mano")
@@ -50,7 +50,7 @@ def mano(mano_folder: Path) -> TwoHandMano:
 
 @pytest.fixture(scope="session")
 def golden_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of the recorded figures, in the published layout."""
+    """The checkpoint of the recorded results, in the published layout."""
     from fill_weights import fill_state_dict
 
     shapes = json.loads((GOLDEN / "state_dict_shapes.json").read_text())

@@ -17,7 +17,7 @@ from tool.published import run as parity
 from tool.published.loss import compare_group, read_batch
 
 FRAMES = Frames()
-N, VERTICES = 3, 5  # few vertices: the mean over them is no different
+N, VERTICES = 3, 5  # few vertices: the mean over them is the same
 
 
 def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
@@ -235,7 +235,7 @@ def test_parity_notices(golden: Path, tmp_path: Path):
 
 
 def test_parity_compares_what_is_recorded(monkeypatch, golden, mano_folder, tmp_path):
-    """A part asked for by name must have its files and its arguments; an empty folder is said to be one."""
+    """A part named by --what must have its files and its options; an empty folder is an error."""
 
     def run(folder: Path, *more: str) -> None:
         argv = ["parity.py", "--golden", str(folder), "--mano", str(mano_folder), "--out", str(tmp_path), *more]

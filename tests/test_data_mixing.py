@@ -124,10 +124,10 @@ def test_workers_change_nothing(recorded, cache):  # noqa: F811
 
 @pytest.fixture
 def broken(recorded: Path, tmp_path: Path) -> Path:  # noqa: F811
-    """Training data with one picture that is none."""
+    """Training data with one file that is not an image."""
     shutil.copytree(recorded / "data", tmp_path / "data")
     dataset = open_training(CONFIG, tmp_path / "data", seed=7)
-    dataset.parts[0].source.annotation(4).image_path.write_bytes(b"not a picture")
+    dataset.parts[0].source.annotation(4).image_path.write_bytes(b"not an image")
     return tmp_path / "data"
 
 
@@ -142,7 +142,7 @@ def test_a_broken_sample_stops_training_with_one_line(broken):
 
 
 def test_a_skipped_sample_is_replaced_and_counted(broken, capsys):
-    """By another of the same dataset, the same each time, told once."""
+    """By another of the same dataset, the same each time, with one warning."""
     first = load(open_training(CONFIG, broken, seed=7, skip_bad=True), 0)
     assert capsys.readouterr().err.count("skipped InterHand26M 7065: cannot read") == 1
     again = load(open_training(CONFIG, broken, seed=7, skip_bad=True), 0)
@@ -198,7 +198,7 @@ def test_few_open_files():
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="the size of the shared memory is not known")
 def test_small_shared_memory(monkeypatch):
-    """Said before the workers start; later they are killed by SIGBUS."""
+    """Checked before the workers start; later they would be killed by SIGBUS."""
     monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(f_bavail=16, f_frsize=1 << 20))
     check_machine(2, 3 << 20)
     check_machine(0, 3 << 30)

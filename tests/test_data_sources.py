@@ -69,7 +69,7 @@ def test_missing_files_are_named_before_the_work_starts(copy, name, split, missi
 
 
 def test_the_published_test_list(copy):
-    """121,573 ids; without an id file they are asked for, and a file that lacks them says so instead of being empty."""
+    """121,573 ids, expected where there is no id file; annotations without them are an error, not an empty set."""
     assert len([id for id in TEST_ID_RANGE if id not in TEST_IDS_LEFT_OUT]) == 121_573
     assert (TEST_ID_RANGE[0], TEST_ID_RANGE[-1]) == (727633, 849223)
     (copy / "InterHand26M" / "aid_human_annot_test.txt").unlink()
@@ -184,7 +184,7 @@ def test_coco_keeps_whether_a_person_box_is_of_integers(copy, golden):
         assert {i: box.astype(np.float32).tolist() for i, box in ours.items()} == usable
 
 
-def test_broken_pictures_and_meshes_are_named(copy):
+def test_broken_images_and_meshes_are_named(copy):
     """Missing, cut short, empty, of another size; a mesh that is none, with too few vertices, with a NaN."""
     images = copy / "HIC" / "data"
     dataset = open_dataset("HIC", "test", Config(), copy)

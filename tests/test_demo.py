@@ -117,7 +117,7 @@ def test_meshes_and_cameras_give_the_overlay(run):
         camera = camera_of(content["hands"][side])
         pixels = project(vertices, camera)
         extent = np.concatenate((pixels.min(0), pixels.max(0)))
-        # Drawn four times as large, with a margin so that all of the hand is in the picture: a fingertip may be
+        # Drawn four times as large, with a margin so that all of the hand is in the image: a fingertip may be
         # thinner than a pixel and then covers no pixel's centre.
         scale, margin = 4, 60
         enlarged = Camera(camera.focal * scale, (camera.princpt + margin) * scale, orthographic=True)
@@ -154,7 +154,7 @@ def test_one_hand(run):
 
 
 def test_no_hand_is_sure_enough(run, capsys):
-    """Images and data are there all the same, and say so."""
+    """Images and data are written nevertheless, and say so."""
     out = run("--min_confidence", "1", "--sheet")
     assert "0 hands reported in 3 of 3 photos (a.jpg, b c.png, ü.webp)" in capsys.readouterr().out
     assert not list((out / "meshes").iterdir()) and (out / "renders" / "a_mesh.jpg").exists()
@@ -218,7 +218,7 @@ def failing_run(run, capsys, match: str, *options: str) -> list[str]:
 
 
 def test_a_name_too_long_for_its_results(run, photos, tmp_path, capsys):
-    """A legal file name whose results' names would not be legal: its failure alone, said before anything is written."""
+    """A legal file name whose results' names would not be legal: only that photo fails, before anything is written."""
     (photos / ("x" * 245 + ".jpg")).write_bytes((photos / "a.jpg").read_bytes())
     errors = failing_run(run, capsys, "1 of 4 photos", "--sheet", "--batch_size", "2")
     assert sum("choose a shorter name" in line for line in errors) == 1
@@ -248,7 +248,7 @@ def test_heic_is_read_where_its_reader_is(photos, monkeypatch):
 
 
 def test_transparency_is_ignored_and_said_once(run, photos, capsys):
-    """The colour under it is what the network sees, as published. An alpha channel that hides nothing is no reason."""
+    """The network sees the colour under it, as published. An alpha channel that hides nothing is not mentioned."""
     hidden = np.full((60, 60, 4), (255, 0, 255, 0), np.uint8)
     for name, alpha in (("t1.png", 0), ("t2.png", 0), ("opaque.png", 255)):
         hidden[..., 3] = alpha

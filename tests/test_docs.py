@@ -225,9 +225,9 @@ def test_first_steps_work_as_written(project):
     program.write_text(next(block.text for block in blocks(ROOT / "README.md", "python")))
     demo = find("python", "demo/demo.py")
     photo = next(word for word in demo.words if word.endswith(".jpg"))
-    picture = np.random.default_rng(0).integers(0, 255, (120, 90, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 255, (120, 90, 3), np.uint8)
     for name in (photo, "photo.jpg"):
-        assert cv2.imwrite(str(project / name), picture)
+        assert cv2.imwrite(str(project / name), image)
 
     def step(command: Command, *more: str) -> tuple[Path, Path, list[str]]:
         folder, script = (project / path.relative_to(ROOT) for path in (command.folder, command.script))
@@ -363,17 +363,17 @@ def dedent(text: str) -> str:
 
 # ---- The dataset of docs/adding-a-dataset.md ----
 
-PICTURES = 4
+IMAGES = 4
 FOCAL, PRINCPT, SIZE = (600.0, 610.0), (159.5, 119.5), (240, 320)
 
 
 def write_gloves(root: Path, mano: TwoHandMano, joint_names: tuple[str, ...]) -> None:
-    """A tiny GloveBox folder: posed hands before a camera, the last picture without a left hand."""
+    """A tiny GloveBox folder: posed hands before a camera, the last image without a left hand."""
     generator = torch.Generator().manual_seed(0)
     params = ManoParams(
-        torch.randn(PICTURES, 2, 3, generator=generator),
-        0.2 * torch.randn(PICTURES, 2, 15, 3, generator=generator),
-        torch.randn(PICTURES, 2, 10, generator=generator),
+        torch.randn(IMAGES, 2, 3, generator=generator),
+        0.2 * torch.randn(IMAGES, 2, 15, 3, generator=generator),
+        torch.randn(IMAGES, 2, 10, generator=generator),
     )
     _, joints = mano(params)
     transl = torch.tensor([[-0.08, 0.0, 0.7], [0.08, 0.0, 0.75]]) - joints[:, :, 0]
@@ -381,12 +381,12 @@ def write_gloves(root: Path, mano: TwoHandMano, joint_names: tuple[str, ...]) ->
     order = [JOINTS.index(name) for name in joint_names]
     (root / "images").mkdir(parents=True)
     content = []
-    for row in range(PICTURES):
+    for row in range(IMAGES):
         name = f"{row + 1:06d}.png"
         noise = np.random.default_rng(row).integers(0, 255, (*SIZE, 3), np.uint8)
         assert cv2.imwrite(str(root / "images" / name), noise)
-        picture = {"id": row + 1, "file": name, "width": SIZE[1], "height": SIZE[0]}
-        picture |= {"focal": FOCAL, "princpt": PRINCPT}
+        image = {"id": row + 1, "file": name, "width": SIZE[1], "height": SIZE[0]}
+        image |= {"focal": FOCAL, "princpt": PRINCPT}
         for hand, side in enumerate(SIDES):
             pose = torch.cat((params.global_orient[row, hand], params.hand_pose[row, hand].flatten()))
             fit = {
@@ -394,8 +394,8 @@ def write_gloves(root: Path, mano: TwoHandMano, joint_names: tuple[str, ...]) ->
                 "shape": params.betas[row, hand].tolist(),
                 "trans": transl[row, hand].tolist(),
             }
-            picture[side] = {"joints": joints_mm[row, hand, order].tolist(), "fit": fit}
-        content.append(picture)
+            image[side] = {"joints": joints_mm[row, hand, order].tolist(), "fit": fit}
+        content.append(image)
     content[-1]["left"] = None
     for split in ("train", "test"):
         (root / f"annotations_{split}.json").write_text(json.dumps(content))
@@ -440,15 +440,15 @@ CONFIG = replace(Config(), trainset_3d=("GloveBox",), trainset_2d=(), testset="G
 
 
 def test_the_data_set_of_the_page_trains(gloves, tmp_path, mano: TwoHandMano, small_model: InterWild):
-    """Under an augmentation with everything, the MANO fits' joints lie on the annotated ones, in the picture and in 3D;
+    """Under an augmentation with everything, the MANO fits' joints lie on the annotated ones, in the image and in 3D;
     so order, units and camera are right. The losses are finite."""
     mixed = gloves.open_training(CONFIG, tmp_path / "sets", seed=0)
     everything = Augmentation(0.9, 25.0, (1.1, 0.9, 1.0), flip=True)
-    batch = default_collate([mixed.parts[0].sample(index, everything) for index in range(PICTURES)])
+    batch = default_collate([mixed.parts[0].sample(index, everything) for index in range(IMAGES)])
     targets = build_targets(batch, mano, CONFIG.frames)
-    assert targets.mano_valid.sum() == targets.boxes_valid.sum() == 2 * PICTURES - 1
+    assert targets.mano_valid.sum() == targets.boxes_valid.sum() == 2 * IMAGES - 1
     both = targets.joints_valid.bool() & targets.mano_valid[..., None].bool()
-    assert both.sum() == 21 * (2 * PICTURES - 1)
+    assert both.sum() == 21 * (2 * IMAGES - 1)
     torch.testing.assert_close(targets.joints_crop[both], targets.mano_joints_crop[both], atol=0.05, rtol=0)
     fitted_rel = mano.regress_joints(targets.vertices_rel)
     torch.testing.assert_close(targets.joints_rel[both], fitted_rel[both], atol=1e-4, rtol=0)
@@ -459,15 +459,15 @@ def test_the_data_set_of_the_page_trains(gloves, tmp_path, mano: TwoHandMano, sm
 
 
 def test_the_data_set_of_the_page_is_tested(gloves, tmp_path, mano: TwoHandMano):
-    """A perfect estimate has no error; all figures of its protocol are there."""
+    """A perfect estimate has no error; all results of its protocol are there."""
     dataset = gloves.open_dataset("GloveBox", "test", CONFIG, tmp_path / "sets")
-    batch = default_collate([dataset[index] for index in range(PICTURES)])
+    batch = default_collate([dataset[index] for index in range(IMAGES)])
     truth = complete_truth(batch, mano)
     joints = mano.regress_joints(truth.vertices_cam)
     wrists = joints[:, :, :1]
     estimate = Estimate(truth.boxes_image, truth.vertices_cam - wrists, joints - wrists, truth.rel_transl)
     evaluator = Evaluator(metrics.PROTOCOLS["GloveBox"], mano)
-    evaluator.update(range(PICTURES), estimate, truth)
+    evaluator.update(range(IMAGES), estimate, truth)
     figures = evaluator.compute()
     assert figures.pop("bbox IoU") == pytest.approx(100, abs=1e-2)
     assert {"MRRPE", "MPVPE for single hand sequences", "MPJPE for all hand sequences"} <= set(figures)

@@ -1,4 +1,4 @@
-"""The data doctor: what it says of data that are whole, and of each way they go wrong."""
+"""The data doctor: its verdict on whole data, and on each way they go wrong."""
 
 import json
 import subprocess
@@ -176,7 +176,7 @@ def test_whole_data_have_no_problems(tmp_path):
     assert any("1 of the split's 3 captures" in text for text in reports[-1].remarks)
 
 
-def test_toy_data_are_called_so(tmp_path):
+def test_toy_data_are_marked(tmp_path):
     root = make_interhand(tmp_path)
     (root / layouts.TOY_MARK).write_text("made up")
     report = interhand(root)
@@ -226,7 +226,7 @@ def test_malformed_json_is_named_with_its_place(tmp_path, kind, change, place):
 
 
 def test_broken_entries_are_counted_and_the_rest_is_looked_at(tmp_path):
-    """As training does: an annotation that cannot be used stops when it is asked for, not all of them."""
+    """As training does: an annotation that cannot be used is an error when it is read; the others stay usable."""
     root = make_interhand(tmp_path)
     edit(interhand_json(root, "data"), lambda c: [c["annotations"][k].update(hand_type="both") for k in (1, 4)])
     report = interhand(root)
@@ -241,7 +241,7 @@ def test_broken_entries_are_counted_and_the_rest_is_looked_at(tmp_path):
 
 
 def test_camera_of_which_a_number_is_missing(tmp_path):
-    """A focal length of one number is as good as none."""
+    """A focal length of one number is not one."""
     root = make_interhand(tmp_path)
     edit(interhand_json(root, "camera"), lambda c: c["0"]["focal"].pop("400000"))
     assert "capture 0: camera 400000 is not complete" in only_problem(interhand(root))
@@ -249,7 +249,7 @@ def test_camera_of_which_a_number_is_missing(tmp_path):
     assert "capture 0: camera 400000 is not complete" in only_problem(interhand(root))
 
 
-def test_nonsense_in_json_is_shown(tmp_path):
+def test_invalid_json_is_quoted(tmp_path):
     root = make_interhand(tmp_path)
     path = interhand_json(root, "camera")
     path.write_text(path.read_text().replace("-900.0", "-9oo.0", 1))
@@ -270,7 +270,7 @@ def test_cut_image_is_found(tmp_path):
 
 @pytest.mark.parametrize("full", [True, False])
 def test_missing_images_are_counted(tmp_path, full, monkeypatch):
-    """A lost folder shows whatever the sample; single lost images of a very large set only with --full."""
+    """A lost folder is always found; single lost images of a very large set only with --full."""
     root = make_interhand(tmp_path)
     monkeypatch.setattr("tool.checks.datasets.LOOKED_FOR", 5)
     for path in root.rglob("ROM1/*/*.jpg"):
@@ -337,7 +337,7 @@ def test_list_of_test_ids_is_compared(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "change", "said"),
+    ("kind", "change", "expected"),
     [
         ("camera", lambda c: c["0"].update(campos={k: [0, 0.03, -0.9] for k in c["0"]["campos"]}), "campos"),
         (
@@ -347,11 +347,11 @@ def test_list_of_test_ids_is_compared(tmp_path):
         ),
     ],
 )
-def test_metres_for_millimetres_are_found(tmp_path, kind, change, said):
+def test_metres_for_millimetres_are_found(tmp_path, kind, change, expected):
     root = make_interhand(tmp_path)
     edit(interhand_json(root, kind), change)
     problem = interhand(root).problems[0]
-    assert said in problem and "they look like metres, mm is expected" in problem
+    assert expected in problem and "they look like metres, mm is expected" in problem
 
 
 def test_millimetres_for_metres_are_found(tmp_path):
@@ -364,7 +364,7 @@ def test_millimetres_for_metres_are_found(tmp_path):
     assert "size of the meshes" in only_problem(hic) and "millimetres" in hic.problems[0]
 
 
-def test_camera_that_is_no_rotation(tmp_path):
+def test_camera_matrix_that_is_not_a_rotation(tmp_path):
     root = make_interhand(tmp_path)
     edit(interhand_json(root, "camera"), lambda c: c["0"]["camrot"].update({"400001": (2 * np.eye(3)).tolist()}))
     assert "1 of 2 sampled camera matrices (camrot, R) are not rotations" in only_problem(interhand(root))
@@ -438,7 +438,7 @@ def test_capture_of_fits_without_images(tmp_path):
     [("orig_fits/left/Keypoints/keypoint-000018.json", "orig_fits"), ("mano_fits/params/18_left.json", "mano_fits")],
 )
 def test_capture_with_missing_fits(tmp_path, file, part):
-    """Training would stop there, whatever the sample."""
+    """Training would stop there, so all are looked for."""
     capture = make_capture(tmp_path)
     (capture / file).unlink()
     report = check(capture.parent.parent, "test", Options(sample=1, full=False))
@@ -505,35 +505,35 @@ def test_command_reports_and_writes_json(tmp_path, examine, mano_folder):
     report = json.loads((tmp_path / "report.json").read_text())
     verdicts = {(report["name"], report["split"]): report["verdict"] for report in report["reports"]}
     assert verdicts["HIC", "test"] == "complete" and verdicts["MSCOCO", "val"] == "missing"
-    assert examine(mano_folder, "--checkpoint", tmp_path / "no.pth")[0] == 1  # it was asked for by name
+    assert examine(mano_folder, "--checkpoint", tmp_path / "no.pth")[0] == 1  # it was named
 
 
 @pytest.mark.parametrize(
-    ("found", "asked", "code"),
+    ("found", "named", "code"),
     [
         ([], [], 1),  # nothing at all
-        ([("HIC", "test", "")], [], 0),  # other sets are wholly missing: nobody has to have all
+        ([("HIC", "test", "")], [], 0),  # the other sets are missing: none is required
         ([("HIC", "test", "wrong")], [], 1),
-        ([("HIC", "test", "")], ["MSCOCO"], 1),  # asked for by name, and missing
+        ([("HIC", "test", "")], ["MSCOCO"], 1),  # named, and missing
         ([("MSCOCO", "train", "")], [], 1),  # val is missing where train is there
         ([("MSCOCO", "train", ""), ("MSCOCO", "val", "")], ["MSCOCO"], 0),
     ],
 )
-def test_exit_code(found, asked, code):
+def test_exit_code(found, named, code):
     reports = [Report(name, split) for name, info in layouts.DATASETS.items() for split in info.splits]
     for name, split, problem in found:
         report = next(report for report in reports if (report.name, report.split) == (name, split))
         report.found, report.problems = True, [problem] if problem else []
-    assert doctor.exit_code(reports, asked) == code
+    assert doctor.exit_code(reports, named) == code
 
 
 def test_mistakes_of_the_user_get_a_line(tmp_path):
-    for args, said in (
+    for args, message in (
         (["--data", tmp_path / "no"], "no such folder"),
         (["--sets", "COCO"], "there are: InterHand26M"),
     ):
         result = run(*args)
-        assert result.returncode == 2 and said in result.stderr
+        assert result.returncode == 2 and message in result.stderr
 
 
 def test_damaged_hand_model_and_checkpoint(tmp_path, mano_folder, small_snapshot):

@@ -199,7 +199,7 @@ def locked(tmp_path: Path) -> Iterator[Path]:
     folder.chmod(0o755)
 
 
-def test_read_only_folders_are_told(locked):
+def test_read_only_folders_are_named(locked):
     with someone_else():
         if not os.access(locked, os.R_OK, effective_ids=True):
             pytest.skip("the folder of the tests cannot be seen by another user")
@@ -219,7 +219,7 @@ def test_devices_are_not_replaced_by_files():
 
 
 def test_two_commands_that_write_one_data_set(tmp_path):
-    """The second is refused, whole, and the first goes on."""
+    """The second is refused, and the first continues."""
     with toy_folder(tmp_path / "HIC") as staging:
         (staging / "a.txt").write_text("first")
         with pytest.raises(UserError, match="another command writes"), toy_folder(tmp_path / "HIC"):

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and failures are told in one line."""
+"""Files appear whole or not at all, and a failure is one line."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def test_a_failed_rename_leaves_the_old_file(tmp_path, monkeypatch, failure):
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
-def test_a_missing_folder_and_a_folder_in_the_way_are_told(tmp_path):
+def test_a_missing_folder_and_a_folder_in_the_way_are_named(tmp_path):
     with pytest.raises(UserError, match="make the folder first"):
         atomic_write(tmp_path / "no" / "a", b"x")
     (tmp_path / "d").mkdir()
@@ -94,7 +94,7 @@ def test_image_keeps_rgb_order(tmp_path):
     assert np.abs(cv2.imread(str(tmp_path / "a.jpg"))[..., ::-1].astype(int) - image).max() <= 3
 
 
-def test_image_in_an_unknown_format_is_told(tmp_path):
+def test_image_in_an_unknown_format_is_named(tmp_path):
     with pytest.raises(UserError, match="use another image format"):
         write_image(tmp_path / "a.xyz", np.zeros((4, 4, 3), np.uint8))
     assert not os.listdir(tmp_path)

@@ -33,7 +33,7 @@ def test_broken_files(copy, case, rng):
     try:
         break_file(path, rng)
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # a warning on the terminal is no clear message
+            warnings.simplefilter("error")  # a warning on the terminal is not a clear message
             messages, _ = survey(copy, case)
     finally:
         path.write_bytes(whole)
@@ -75,7 +75,7 @@ def test_no_annotation_leads_out_of_its_folder(recorded, tmp_path, name):  # noq
 
 
 def test_a_joint_in_the_plane_of_the_camera_is_named_and_not_left_out(recorded, tmp_path):  # noqa: F811
-    """It has no place in the picture, so that there is no box; the published rule would drop the sample."""
+    """It has no position in the image, so there is no box; the published rule would drop the sample."""
     shutil.copytree(recorded / "data" / "InterHand26M", tmp_path / "InterHand26M")
     before = survey(tmp_path, "InterHand26M")[1]
     content = json.loads(interhand(tmp_path, "data").read_text())

@@ -1,4 +1,4 @@
-"""The evaluation gives the published figures, whatever the order, and changes nothing."""
+"""The evaluation gives the published results in any order, and changes nothing."""
 
 import json
 import sys
@@ -40,7 +40,7 @@ SETS = (
 
 @pytest.fixture(scope="session")
 def recorded_items(recorded: Path, mano, tmp_path_factory) -> dict:  # noqa: F811
-    """Set -> indices, estimate, truth, joints known in 3D, the recorded figures."""
+    """Set -> indices, estimate, truth, joints known in 3D, the recorded results."""
     cache = tmp_path_factory.mktemp("cache")
     index = json.loads((recorded / "datasets" / "index.json").read_text())["sets"]
     figures = json.loads((recorded / "datasets" / "metrics.json").read_text())
@@ -98,7 +98,7 @@ def evaluated(name: str, mano, estimate: Estimate, truth: GroundTruth) -> dict[s
 
 
 def test_recorded_metrics_are_reproduced(monkeypatch, recorded, mano_folder, tmp_path, capsys):  # noqa: F811
-    """All figures of all recorded sets by `tool/parity.py`, and in the file that it writes."""
+    """All results of all recorded sets by `tool/parity.py`, and in the file that it writes."""
     arguments = {"golden": recorded, "mano": mano_folder, "out": tmp_path, "what": "metrics"}
     monkeypatch.setattr(sys, "argv", ["parity.py", *(x for k, v in arguments.items() for x in (f"--{k}", str(v)))])
     code = parity.main()
@@ -166,7 +166,7 @@ def test_perfect_predictions_have_no_error(mano):
 
 
 def test_known_errors(mano):
-    """Each error moves the figures it should, by as much as it should, and no other."""
+    """Each error changes the results that it should, by as much as it should, and no other."""
     estimate, truth = make_truth(mano)
     moved = estimate._replace(rel_transl=estimate.rel_transl + torch.tensor([0.003, 0.0, -0.004]))
     values = evaluated("InterHand26M", mano, moved, truth)
@@ -177,7 +177,7 @@ def test_known_errors(mano):
     assert values["MPVPE for all hand sequences"] == pytest.approx(0, abs=1e-3)
 
     bumped = estimate.joints_rel.clone()
-    bumped[2, LEFT, 7, 1] += 0.042  # one joint of one hand of one of two interacting pictures
+    bumped[2, LEFT, 7, 1] += 0.042  # one joint of one hand of one of two interacting images
     values = evaluated("InterHand26M", mano, estimate._replace(joints_rel=bumped), truth)
     assert values["MPJPE for interacting hand sequences"] == pytest.approx(42 / 2 / 42, abs=1e-4)
     assert values["MPJPE for single hand sequences"] == pytest.approx(0, abs=1e-4)
@@ -192,9 +192,9 @@ def test_known_errors(mano):
 
 
 def test_which_hands_count(mano):
-    """Single: the hand the picture is said to show, even if both meshes exist. Interacting: each that exists."""
+    """Single: the hand of the annotated type, even if both meshes exist. Interacting: each that exists."""
     estimate, truth = make_truth(mano)
-    errors = torch.tensor([[1.0, 2], [4, 8], [16, 32], [64, 128]]) / 1000  # m, by picture and hand
+    errors = torch.tensor([[1.0, 2], [4, 8], [16, 32], [64, 128]]) / 1000  # m, by image and hand
     # Wrist-aligned, a uniform shift would vanish: every vertex but those the wrist is regressed from moves.
     moves = (mano.joint_regressor[0] == 0).float()
     share = float(moves.mean())
@@ -209,7 +209,7 @@ def test_which_hands_count(mano):
 
 
 def test_hands_out_of_view(mano):
-    """ReInterHand: counted against zeros as published, and left out of what is said to be of visible hands."""
+    """ReInterHand: counted against zeros as published, and left out of the results on visible hands."""
     estimate, truth = make_truth(mano, hand_types=(2, 2, 2, 2))
     gone = torch.tensor([[1.0, 1], [1, 1], [1, 1], [1, 0]])
     truth = truth._replace(vertices_valid=gone, vertices_cam=truth.vertices_cam * gone[..., None, None])
@@ -243,7 +243,7 @@ def test_hic_pairs_with_one_mesh(mano):
 
 
 def test_without_samples_there_is_no_nan(mano):
-    """A joint never annotated is left out of the average and said to be; a class without pictures has no figure."""
+    """A joint that is never annotated is left out of the average and named; a class without images has no result."""
     estimate, truth = make_truth(mano, hand_types=(0, 0, 0, 0))
     scored = torch.ones(4, 2, 21)
     scored[:, LEFT] = 0
@@ -320,7 +320,7 @@ def test_procrustes():
     assert torch.isfinite(procrustes(torch.zeros(2, 21, 3), true[:2])).all()  # all points in one
 
 
-def test_boxes_go_to_the_picture_by_their_corners():
+def test_boxes_go_to_the_image_by_their_corners():
     """body -> crop -> image; a box of negative size overlaps nothing."""
     crop_to_image = torch.tensor([[[2.0, 0, 10], [0, 3.0, 20]]])
     boxes = torch.tensor([[[10.0, 20, 30, 40], [30.0, 20, 10, 40]]])
@@ -329,7 +329,7 @@ def test_boxes_go_to_the_picture_by_their_corners():
 
 
 def test_single_samples_add_up(recorded_items, mano):
-    """The table's columns average to the figures; the worst sample is the one with the largest error."""
+    """The table's columns average to the results; the worst sample is the one with the largest error."""
     indices, estimate, truth, known, _ = recorded_items["HIC_test"]
     evaluator = evaluator_of("HIC_test", mano)
     evaluator.update(indices, estimate, truth, known)

@@ -89,7 +89,7 @@ def test_missing_parts_are_named(monkeypatch, golden, mano_folder, golden_snapsh
 
 
 def test_gpus_keep_cudnn_and_full_float32(monkeypatch, golden, tmp_path):
-    """`torch.backends.cudnn.flags` switches cuDNN off unless told otherwise."""
+    """`torch.backends.cudnn.flags` switches cuDNN off by default."""
     seen = []
 
     def part(args):

@@ -36,7 +36,7 @@ def tube() -> tuple[np.ndarray, np.ndarray]:
 
 
 def scene(seed: int, orthographic: bool) -> tuple[list[HandMesh], int, int]:
-    """Two hands, close to or through each other, partly outside a small picture."""
+    """Two hands, close to or through each other, partly outside a small image."""
     rng = np.random.default_rng(seed)
     height, width = (int(n) for n in rng.integers(40, 90, 2))
     distance = rng.uniform(0.3, 6)
@@ -96,11 +96,11 @@ def test_equals_brute_force_to_the_pixel(seed):
 def test_bands_do_not_show(monkeypatch, orthographic):
     hands, height, width = scene(5, orthographic)
     photo = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    whole, picture = rasterize(hands, height, width), render_hands(photo, hands)
+    whole, image = rasterize(hands, height, width), render_hands(photo, hands)
     monkeypatch.setattr(raster, "BAND_PIXELS", 3 * width)
     for one, other in zip(whole, rasterize(hands, height, width), strict=True):
         assert (one == other).all()
-    assert (render_hands(photo, hands) == picture).all()
+    assert (render_hands(photo, hands) == image).all()
 
 
 def test_shared_edges_through_pixel_centres_leave_no_crack():
@@ -160,7 +160,7 @@ def test_silhouette_keeps_the_camera_contract(orthographic):
         # The outline is round and so sampled densely: a pixel centre within half a pixel of each extreme.
         assert -1e-9 <= pixels.min() - coordinates.min() < 1 and -1e-9 <= coordinates.max() - pixels.max() < 1
         assert abs((pixels.min() + pixels.max()) / 2 - (coordinates.min() + coordinates.max()) / 2) < 0.5
-    # Mean over the outline: a picture shifted by half a pixel would be off by 0.5 here.
+    # Mean over the outline: a image shifted by half a pixel would be off by 0.5 here.
     assert columns.mean() == pytest.approx(project(np.array([0.01, -0.005, 1.0]), camera)[0], abs=0.06)
     assert rows.mean() == pytest.approx(project(np.array([0.01, -0.005, 1.0]), camera)[1], abs=0.06)
 
@@ -181,8 +181,8 @@ def test_only_the_hands_pixels_change():
 
 
 @pytest.mark.parametrize("orthographic", [True, False])
-def test_smooth_edges_equal_a_picture_three_times_as_fine(orthographic):
-    """Where an edge is smoothed, its pixel is the mean of the 3 x 3 pixels of a finer picture."""
+def test_smooth_edges_equal_an_image_three_times_as_fine(orthographic):
+    """Where an edge is smoothed, its pixel is the mean of the 3 x 3 pixels of a finer image."""
     hands, height, width = scene(7, orthographic)
     photo = np.full((height, width, 3), 40, np.uint8)
     fine = []
@@ -204,26 +204,26 @@ def test_smooth_edges_equal_a_picture_three_times_as_fine(orthographic):
 def test_shading_follows_the_formula():
     """On a ball seen by an orthographic camera the normal of a pixel is known."""
     camera = Camera(np.array([1000.0, 1000.0]), np.array([60.0, 60.0]), True)
-    picture = render_hands(np.zeros((121, 121, 3), np.uint8), [ball((0, 0, 3), 0.05, RIGHT, camera)])
+    image = render_hands(np.zeros((121, 121, 3), np.uint8), [ball((0, 0, 3), 0.05, RIGHT, camera)])
     for column, row in ((60, 60), (40, 35), (80, 70), (60, 95)):
         x, y = (column - 60) / 50, (row - 60) / 50
         normal = np.array([x, y, -np.sqrt(1 - x * x - y * y)])
         light = render.AMBIENT + render.DIFFUSE * max(0, normal @ render.TO_LAMP_CAM)
         expected = 255 * (light + render.TINT * np.array(render.HAND_RGB[RIGHT]))
-        assert np.abs(picture[row, column] - expected).max() < 3
+        assert np.abs(image[row, column] - expected).max() < 3
     assert render.AMBIENT + render.DIFFUSE + render.TINT == pytest.approx(1)
 
 
 @pytest.mark.parametrize("orthographic", [True, False])
 def test_normals_are_interpolated_on_the_surface(orthographic):
-    """Not over the picture: close to a pinhole the two differ. Worked out in 3D, where a pixel's ray meets its face."""
+    """Not over the image: close to a pinhole the two differ. Worked out in 3D, where a pixel's ray meets its face."""
     camera = Camera(np.array([60.0, 75.0]), np.array([50.0, 45.0]), orthographic)
     camera = Camera(camera.focal * 12, camera.princpt, True) if orthographic else camera
     mesh = trimesh.creation.icosphere(subdivisions=1, radius=0.05)
     vertices, faces = np.asarray(mesh.vertices) + [0.002, -0.003, 0.075], np.asarray(mesh.faces)
     hand = HandMesh(vertices, faces, LEFT, camera)
     normals = vertex_normals(vertices, faces)
-    picture = render_hands(np.zeros((90, 100, 3), np.uint8), [hand], antialias=False)
+    image = render_hands(np.zeros((90, 100, 3), np.uint8), [hand], antialias=False)
     raster = rasterize([hand], 90, 100)
     rows, columns = np.nonzero(raster.hand == 0)
     for row, column in list(zip(rows, columns, strict=True))[::37]:
@@ -237,16 +237,16 @@ def test_normals_are_interpolated_on_the_surface(orthographic):
         normal = np.array([1 - u - v, u, v]) @ normals[face]
         facing = max(0, normal @ render.TO_LAMP_CAM / np.linalg.norm(normal))
         colour = render.AMBIENT + render.DIFFUSE * facing + render.TINT * np.array(render.HAND_RGB[LEFT])
-        assert np.abs(picture[row, column] - 255 * colour).max() <= 0.5001
+        assert np.abs(image[row, column] - 255 * colour).max() <= 0.5001
 
 
 def changed_pixels(hands: list[HandMesh], size: tuple[int, int] = (48, 64)) -> int:
     """Draw, with every floating-point warning an error; how many pixels changed."""
     with np.errstate(all="raise", under="ignore"):
-        picture = render_hands(np.zeros((*size, 3), np.uint8), hands)
+        image = render_hands(np.zeros((*size, 3), np.uint8), hands)
         raster = rasterize(hands, *size)
-    assert picture.shape == (*size, 3) and raster.hand.shape == size and not np.isnan(raster.depth).any()
-    return int((picture != 0).any(-1).sum())
+    assert image.shape == (*size, 3) and raster.hand.shape == size and not np.isnan(raster.depth).any()
+    return int((image != 0).any(-1).sum())
 
 
 def camera_of(focal: float = 500.0, orthographic: bool = True) -> Camera:
@@ -294,7 +294,7 @@ def test_a_pinhole_does_not_draw_what_is_behind_or_at_the_camera():
 
 
 @pytest.mark.parametrize("orthographic", [True, False])
-def test_a_hand_far_larger_than_the_picture_fills_it(orthographic):
+def test_a_hand_far_larger_than_the_image_fills_it(orthographic):
     hand = ball((0.013, 0.007, 1), 0.03, RIGHT, camera_of(3e6, orthographic))
     assert changed_pixels([hand]) == 48 * 64
 
@@ -311,7 +311,7 @@ def test_pytorch3d_is_asked_for_by_name(monkeypatch):
 def stand_in_for_pytorch3d(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch3D's documented contract, by brute force.
 
-    Its documentation: vertices in NDC with x left, y up; the shorter side of the picture spans [-1, 1]; pixel i of n
+    Its documentation: vertices in NDC with x left, y up; the shorter side of the image spans [-1, 1]; pixel i of n
     has its centre at (2 i + 1) / n - 1 of its side's range; pix_to_face and zbuf are (N, H, W, K), -1 where empty.
     """
 
@@ -352,7 +352,7 @@ def stand_in_for_pytorch3d(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
-def test_pytorch3d_gets_the_same_picture(monkeypatch, seed):
+def test_pytorch3d_gets_the_same_image(monkeypatch, seed):
     stand_in_for_pytorch3d(monkeypatch)
     hands, height, width = scene(seed, orthographic=seed % 2 == 0)
     photo = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)

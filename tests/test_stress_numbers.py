@@ -133,7 +133,7 @@ def test_hands_of_any_shape(mano, betas):
      (0, 0, 1e7, 1e7), (0, 0, 1e-3, 60)],
 )  # fmt: skip
 def test_hands_are_cut_from_any_box(box):
-    """No size, negative size, outside of the picture: a patch of numbers, and two equal boxes give equal patches."""
+    """No size, negative size, outside of the image: a patch of numbers, and two equal boxes give equal patches."""
     image = torch.rand(1, 3, 60, 40)
     patches, crop_to_hand = crop_hands(image, torch.tensor(box, dtype=torch.float32).expand(1, 2, 4), (16, 16))
     assert patches.isfinite().all() and crop_to_hand.isfinite().all()
@@ -179,7 +179,7 @@ def test_nothing_counts(prediction, targets):  # noqa: F811
 
 
 def test_training_with_one_sample(mano):
-    """Batch norm over a single picture, at the smallest sizes that are allowed: finite outputs and gradients."""
+    """Batch norm over a single image, at the smallest sizes that are allowed: finite outputs and gradients."""
     torch.manual_seed(0)
     sizes = {"crop": "64,64", "body": "64,64", "body_hm": "16,16", "hand": "64,64", "hand_hm": "2,2"}
     sizes |= {"pair_hm": "16,16", "pair_bins": "16"}
@@ -196,7 +196,7 @@ def test_training_with_one_sample(mano):
 @pytest.mark.parametrize("name", PROTOCOLS)
 @pytest.mark.parametrize("kind", ["no sample", "right hands only", "nothing is valid", "a hand without size"])
 def test_test_sets_without_what_is_scored(mano, name, kind):
-    """No interacting hands, nothing valid, no sample at all: figures are numbers or 'no sample', never NaN."""
+    """No interacting hands, nothing valid, no sample at all: results are numbers or 'no sample', never NaN."""
     evaluator = Evaluator(PROTOCOLS[name], mano)
     estimate, truth = make_truth(mano, hand_types=(0, 0, 0, 0))
     if kind == "nothing is valid":
@@ -247,7 +247,7 @@ def test_numbers_beyond_all_measure_are_named(annotation, part, value):
 
 
 def test_every_augmentation_gives_finite_samples(annotation):
-    """Also of boxes far outside of the picture and without size."""
+    """Also of boxes far outside of the image and without size."""
     rng = np.random.default_rng(0)
     for box in ((0, 0, 0, 0), (-1e5, -1e5, -1e5, -1e5), (1e6, 1e6, 1e6 + 1, 1e6 + 1)):
         odd = replace(annotation, boxes_image=np.array([box, box], np.float64))

@@ -81,8 +81,8 @@ def test_images(monkeypatch, arguments, tmp_path):
     assert not list((tmp_path / "result").glob("*.jpg"))
     run(monkeypatch, arguments, "--testset", "HIC", "--visualize", "3")
     for kind in ("samples.jpg", "worst.jpg", "errors.png"):
-        picture = cv2.imread(str(tmp_path / "result" / f"HIC_6_{kind}"))
-        assert picture is not None and picture.std() > 10
+        image = cv2.imread(str(tmp_path / "result" / f"HIC_6_{kind}"))
+        assert image is not None and image.std() > 10
 
 
 def test_the_epoch_names_the_snapshot(monkeypatch, arguments, tmp_path, small_snapshot):
@@ -191,12 +191,12 @@ def test_loader_workers_share_the_cores(monkeypatch, limit, processes, batches, 
 
 def test_sheets_and_histograms():
     """Any number of samples makes a sheet; NaN and sets without numbers make no mark."""
-    picture = np.zeros((40, 30, 3), np.uint8)
-    one, two, five = (contact_sheet([[picture, picture]] * n, ["caption"] * n, ["a", "b"], 80) for n in (1, 2, 5))
+    image = np.zeros((40, 30, 3), np.uint8)
+    one, two, five = (contact_sheet([[image, image]] * n, ["caption"] * n, ["a", "b"], 80) for n in (1, 2, 5))
     strip = two.shape[0] - one.shape[0]
     assert two.shape[1] == one.shape[1] and five.shape == (one.shape[0] + 2 * strip, 2 * one.shape[1], 3)
     assert (one == 0).all(2).sum() >= 2 * 80 * 60  # both images, at twice their size
-    wide = contact_sheet([[picture, picture[:20]]], [""], ["a", "b"], 80, "a note")
+    wide = contact_sheet([[image, image[:20]]], [""], ["a", "b"], 80, "a note")
     assert (wide == 0).all(2).sum() >= 80 * 60 + 40 * 60  # the second fills its place in width
 
     units = {"a": "mm", "b": "mm"}

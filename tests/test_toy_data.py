@@ -1,4 +1,4 @@
-"""Toy data: annotations that agree with the images to the pixel, the official layouts, and nobody's data harmed."""
+"""Toy data: annotations that agree with the images to the pixel, the official layouts, and no user's data touched."""
 
 import json
 import os
@@ -254,7 +254,7 @@ def test_annotations_fit_the_images(scenes: dict[str, list[Scene]], hand: TwoHan
 
 
 def test_truncation_ratio_is_the_visible_share(toy: Path, hand: TwoHandMano) -> None:
-    """Larger means more visible, whatever the name says: readers drop frames by it."""
+    """Larger means more visible, despite the name: readers drop frames by it."""
     for capture in sorted((toy / "ReInterHand" / "data").glob("m--*"))[:2]:
         folder = capture / "Ego_cameras" / "envmap_per_segment"
         ratios = read(folder / "truncation_ratio.json")
@@ -282,7 +282,7 @@ def test_interhand_has_the_types_of_the_original(toy: Path) -> None:
 
 
 def test_sources_read_them(toy: Path, tmp_path: Path) -> None:
-    """The project's own readers find as many samples as were asked for: odd persons are skipped, captures sorted."""
+    """The project's own readers find as many samples as requested: odd persons are skipped, captures sorted."""
     lengths = {}
     for name, split in (("InterHand26M", "train"), ("InterHand26M", "test"), ("MSCOCO", "train"), ("MSCOCO", "test"),
                         ("HIC", "test"), ("ReInterHand", "train"), ("ReInterHand", "test")):  # fmt: skip
@@ -318,7 +318,7 @@ def fill(folder: Path, names: list[str]) -> None:
 
 
 def test_real_data_are_left_alone(standin: Path, tmp_path: Path) -> None:
-    """Somebody's own annotations, in a folder without the marker: refused before any work, nothing touched."""
+    """A user's own annotations, in a folder without the marker: refused before any work, nothing touched."""
     real = tmp_path / "MSCOCO" / "annotations" / "coco_wholebody_train_v1.0.json"
     real.parent.mkdir(parents=True)
     real.write_text("real")

@@ -207,7 +207,7 @@ def test_damaged_newest_checkpoint_is_named_and_the_one_before_used(
 
 
 def test_other_training_is_not_overwritten_by_mistake(toy: Path, middle: Path) -> None:
-    """Checkpoints go only if asked."""
+    """Checkpoints are removed only with --overwrite."""
     with pytest.raises(UserError, match="--continue.*--overwrite"):
         run(toy, middle)
     assert len(list_snapshots(middle / "model_dump")) == 2
@@ -559,7 +559,7 @@ def test_processes_are_for_the_cpu() -> None:
 
 
 def test_batch_norm_over_processes_needs_gpus(toy: Path, tmp_path: Path) -> None:
-    """PyTorch has it for no CPU: said before the first step, not from within it."""
+    """PyTorch does not have it on CPUs: an error before the first step, not within it."""
     with pytest.raises(UserError, match="sync_bn is for several GPUs"):
         run(toy, tmp_path, "--sync_bn", "true")
 
@@ -630,7 +630,7 @@ def test_unreadable_sample_ends_it_with_its_name(toy: Path, tmp_path: Path) -> N
     """Also the loader workers end: it would else never return."""
     shutil.copytree(toy / "data", tmp_path / "data")
     for path in (tmp_path / "data" / "MSCOCO" / "images" / "train2017").iterdir():
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"not an image")
     command = [sys.executable, ROOT / "main" / "train.py"]
     command += options(toy, tmp_path, "--workers", "1", "--data", str(tmp_path / "data"))
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -1,1 +1,1 @@
-"""Pure helpers: frames and transforms, cameras, hand-model files, pictures, exports."""
+"""Pure helpers: frames and transforms, cameras, images, files."""
