@@ -160,7 +160,7 @@ def test_silhouette_keeps_the_camera_contract(orthographic):
         # The outline is round and so sampled densely: a pixel centre within half a pixel of each extreme.
         assert -1e-9 <= pixels.min() - coordinates.min() < 1 and -1e-9 <= coordinates.max() - pixels.max() < 1
         assert abs((pixels.min() + pixels.max()) / 2 - (coordinates.min() + coordinates.max()) / 2) < 0.5
-    # Mean over the outline: a image shifted by half a pixel would be off by 0.5 here.
+    # Mean over the outline: an image shifted by half a pixel would be off by 0.5 here.
     assert columns.mean() == pytest.approx(project(np.array([0.01, -0.005, 1.0]), camera)[0], abs=0.06)
     assert rows.mean() == pytest.approx(project(np.array([0.01, -0.005, 1.0]), camera)[1], abs=0.06)
 

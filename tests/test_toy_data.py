@@ -454,7 +454,6 @@ def test_an_interrupted_run_leaves_the_old_data_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
-        (["--sets", "MSCOCO,COCO"], "there is no 'COCO'"),
         (["--train", "0"], "at least 1"),
         (["--seed", "-1"], "not below 0"),
         (["--scale", "0"], "between"),
@@ -465,6 +464,12 @@ def test_mistakes_are_named(args: list[str], reason: str, tmp_path: Path) -> Non
     with pytest.raises(UserError, match=reason):
         run(["--out", str(tmp_path), *args])
     assert not any(tmp_path.iterdir())
+
+
+def test_an_unknown_set_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        run(["--out", str(tmp_path), "--sets", "MSCOCO,COCO"])
+    assert "there is no 'COCO'; there are: InterHand26M, MSCOCO" in capsys.readouterr().err
 
 
 def test_a_hand_that_is_not_mano_is_refused(mano_folder: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.nets.mano_files import read_hand_models
-from common.options import MANO_FOLDER, ROOT, Parser
+from common.options import MANO_FOLDER, ROOT, Parser, names_from
 from common.utils.images import quiet_opencv
 from tool.toy import coco, hic, interhand, reinterhand
 from tool.toy.formats import Plan, check_folder, toy_folder
@@ -32,21 +32,20 @@ from tool.toy.rendering import build_skin
 from tool.toy.scene import build_rig
 
 WRITERS = {"InterHand26M": interhand.write, "MSCOCO": coco.write, "HIC": hic.write, "ReInterHand": reinterhand.write}
-SETS = tuple(WRITERS)
 
 
 def main() -> None:
     """The command."""
     args = parse_args()
-    names = check_args(args)
-    for name in names:  # before any work
+    check_args(args)
+    for name in args.sets:  # before any work
         check_folder(args.output / name)
     quiet_opencv()
     torch.set_num_threads(1)  # one hand at a time is too little work to share
     rig = build_rig(read_hand_models(args.mano))
     skin = build_skin(rig)
     totals = {"HIC": args.test, "ReInterHand": reinterhand.count_images(args.train, args.test)}
-    for name in names:
+    for name in args.sets:
         total = totals.get(name, args.train + args.test)
         with tqdm(total=total, desc=name, unit="image") as bar, toy_folder(args.output / name) as root:
             plan = Plan(rig, skin, args.seed, args.train, args.test, args.scale, args.variety, bar.update)
@@ -54,12 +53,8 @@ def main() -> None:
         print(f"wrote {args.output / name}: toy data of {rig.mano.name}")
 
 
-def check_args(args: argparse.Namespace) -> list[str]:
-    """The requested datasets; raises UserError if they, or a number, make no sense."""
-    names = list(dict.fromkeys(args.sets.split(",")))
-    unknown = [name for name in names if name not in SETS]
-    if unknown:
-        raise UserError(f"--sets {args.sets}: there is no {unknown[0]!r}; there are: {', '.join(SETS)}")
+def check_args(args: argparse.Namespace) -> None:
+    """Raises UserError if a number is out of its limits."""
     for is_wrong, rule in (
         (args.train < 1 or args.test < 1, "--train and --test: at least 1"),
         (args.seed < 0, "--seed: not below 0"),
@@ -68,14 +63,15 @@ def check_args(args: argparse.Namespace) -> list[str]:
     ):
         if is_wrong:
             raise UserError(rule)
-    return names
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__, {"--out": "--output"})
     parser.add_argument("--output", type=Path, default=ROOT / "data", help="folder of the datasets (default: data)")
-    parser.add_argument("--sets", default=",".join(SETS), help="comma-separated (default: %(default)s)")
+    parser.add_argument(
+        "--sets", type=names_from(WRITERS), default=list(WRITERS), help=f"of {','.join(WRITERS)} (default: all)"
+    )
     parser.add_argument("--train", type=int, default=200, help="training samples per dataset (default: %(default)s)")
     parser.add_argument("--test", type=int, default=50, help="test samples per dataset (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
