@@ -1,8 +1,8 @@
 """Download, check and unpack the archives of HIC and Re:InterHand; `main` is the command of both.
 
-Every step is done once: an unpacked archive leaves a mark in its folder, a part that is whole has its final name, and
-an interrupted one is continued from its `.part` file. What comes from the network is not trusted: checksums decide
-where the publisher has them, sizes where the server tells them, and an archive can put nothing outside its folder.
+Finished steps are skipped: an unpacked archive leaves a mark in its folder, a complete part has its final name, and an
+interrupted one is resumed from its `.part` file. Nothing from the network is trusted: files are checked by the
+publisher's checksums or the server's sizes, and an archive can write nothing outside its folder.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from data.layouts import DATASETS, TOY_MARK, Archive
 
 T = TypeVar("T")
 
-ATTEMPTS = 5  # in a row without a byte gained
+ATTEMPTS = 5  # in a row without progress
 WAIT_S = 1.0  # before the second attempt, doubled each time
 TIMEOUT_S = 30
 CHUNK_BYTES = 1 << 20
@@ -91,7 +91,7 @@ def run(name: str, args: argparse.Namespace) -> None:
     """Plan and run the download of a dataset, see `run_job`."""
     args.base = check_base(args.base)
     mark = args.output.parent / TOY_MARK
-    if mark.exists():  # real data beside made-up ones would look the same
+    if mark.exists():  # real data among toy data could not be told apart
         raise UserError(
             f"{mark.parent} holds toy data; delete or move that folder first, or choose another with --output"
         )
@@ -137,7 +137,7 @@ def plan_reinterhand(args: argparse.Namespace) -> Job:
 
 
 def with_listed_parts(archive: Archive, md5s: Mapping[str, str]) -> Archive:
-    """The archive with the parts that the publisher lists, should they differ from those we know."""
+    """The archive with the parts that the publisher lists."""
     stem = archive.parts[0].removesuffix("aa")
     listed = tuple(sorted(path for path in md5s if re.fullmatch(re.escape(stem) + "[a-z]{2}", path)))
     if not listed or listed == archive.parts:
@@ -159,7 +159,7 @@ def overview() -> str:
 
 
 def print_terms(name: str) -> None:
-    """The licence of a dataset, before anything of it is downloaded."""
+    """Print the licence of a dataset before anything is downloaded."""
     print(f"{name}: {DATASETS[name].licence}\nRead and keep its terms: {DATASETS[name].homepage}")
 
 
@@ -188,14 +188,14 @@ def choose(wanted: str, groups: Mapping[str, Sequence[str]], option: str) -> lis
 
 
 def run_job(job: Job, dry_run: bool = False) -> None:
-    """Download what is not there yet, unpack it, and report what is done.
+    """Download and unpack what is missing, and report it.
 
     Args:
         dry_run: ask the server for the sizes, print the plan, and stop.
 
     Raises:
-        UserError: the disk is too small, a file cannot be downloaded, a checksum or an archive is wrong. What was done
-            stays done; the next run continues there.
+        UserError: the disk is too small, a file cannot be downloaded, a checksum or an archive is wrong. Finished steps
+            are kept; the next run resumes.
     """
     pending = [archive for archive in job.archives if not mark_of(job.folder, archive).exists()]
     if done := len(job.archives) - len(pending):
@@ -251,7 +251,7 @@ def check_space(folder: Path, needed: int) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Exclude another download into the folder."""
+    """Keep a second download out of the folder."""
     try:
         with FileLock(folder / ".download.lock", timeout=0):
             yield
@@ -272,7 +272,7 @@ def _bar(text: str, total: int | None, **options: Any) -> tqdm:
 
 
 def size_text(size: float) -> str:
-    """Bytes for people."""
+    """Bytes in readable units."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"
@@ -331,14 +331,14 @@ def remote_sizes(base: str, paths: Sequence[str]) -> dict[str, int | None]:
 
 
 def remote_size(url: str) -> int | None:
-    """Bytes of a file on a server, None where it does not tell. Raises UserError as `fetch` does."""
+    """Size of a file on a server in bytes, None if unknown. Raises UserError as `fetch` does."""
 
     def once() -> int | None:
         try:
             with _open(url, method="HEAD") as response:
                 return _number(response.headers.get("Content-Length"))
         except HTTPError as error:
-            if error.code in (405, 501):  # it has no answer to HEAD
+            if error.code in (405, 501):  # the server does not support HEAD
                 return None
             raise
 
@@ -346,7 +346,7 @@ def remote_size(url: str) -> int | None:
 
 
 def fetch(url: str, path: Path, md5: str | None, progress: tqdm, size: int | None = None) -> None:
-    """Download a file; continue one that was interrupted; leave one that is there and right.
+    """Download a file; resume an interrupted download; keep a file that is complete.
 
     Args:
         path: where it goes. Until it is whole and right, it is `{path}.part`.
@@ -354,7 +354,8 @@ def fetch(url: str, path: Path, md5: str | None, progress: tqdm, size: int | Non
         progress: updated with every byte.
 
     Raises:
-        UserError: the server does not have it, cuts off too often, it arrives wrong twice, or it cannot be written.
+        UserError: the server does not have it, the connection breaks too often, the content is wrong twice, or the disk
+            cannot be written.
     """
 
     def wrong(file: Path) -> str:
@@ -391,7 +392,7 @@ def file_md5(path: Path) -> str:
 
 
 def _persist(url: str, once: Callable[[], T], reached: Callable[[], int] = lambda: 0) -> T:
-    """What `once` returns, tried again after errors of the network.
+    """What `once` returns, retried after network errors.
 
     An attempt that got further (`reached`, bytes) than any before is not a failure: long downloads are cut many times.
 
@@ -404,7 +405,7 @@ def _persist(url: str, once: Callable[[], T], reached: Callable[[], int] = lambd
             return once()
         except UserError:
             raise
-        except Exception as error:  # urllib and http.client raise whatever the parsing of an answer runs into
+        except Exception as error:  # urllib and http.client raise any error on a malformed answer
             if is_out_of_memory(error):
                 raise
             failures, best = (0 if reached() > best else failures + 1), max(best, reached())
@@ -416,7 +417,7 @@ def _persist(url: str, once: Callable[[], T], reached: Callable[[], int] = lambd
 
 
 def _open(url: str, method: str = "GET", start: int = 0) -> http.client.HTTPResponse:
-    """Raises UserError for what another attempt will not change."""
+    """Raises UserError for an error that another attempt will not change."""
     headers = {"User-Agent": "interwild-download"} | ({"Range": f"bytes={start}-"} if start else {})
     opener = urllib.request.OpenerDirector()  # http(s) alone: a redirection may name ftp or a file
     for handler in ("ProxyHandler", "HTTPHandler", "HTTPSHandler", "HTTPDefaultErrorHandler", "HTTPRedirectHandler"):
@@ -435,12 +436,12 @@ def _open(url: str, method: str = "GET", start: int = 0) -> http.client.HTTPResp
 
 
 def _continue(url: str, part: Path, progress: tqdm) -> None:
-    """Download what `part` lacks; all of it if the server cannot start in the middle."""
+    """Download the rest of `part`, or all of it if the server does not support ranges."""
     have = _bytes_here(part)
     try:
         response = _open(url, start=have)
     except HTTPError as error:
-        if error.code == 416 and have:  # there is nothing from here on: whole already, or too long
+        if error.code == 416 and have:  # nothing is left: the part is complete, or too long
             if _number(error.headers.get("Content-Range", "").rpartition("/")[2]) == have:
                 return
             progress.update(-have)
@@ -451,7 +452,7 @@ def _continue(url: str, part: Path, progress: tqdm) -> None:
         if have and response.status == 206:
             first = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
             if _number(first) != have:
-                raise ConnectionError("the server sent another piece than was requested")
+                raise ConnectionError("the server sent another range than requested")
         elif have:
             progress.write(f"{part.stem}: the server cannot continue a download; starting over")
             progress.update(-have)
@@ -460,13 +461,13 @@ def _continue(url: str, part: Path, progress: tqdm) -> None:
         chunk = response.read(CHUNK_BYTES)
         with _writing(part), open(part, "ab" if have else "wb", buffering=0) as file:
             while chunk:
-                file.write(chunk)  # unbuffered: errors of the disk show here
+                file.write(chunk)  # unbuffered: disk errors are raised here
                 received += len(chunk)
                 progress.update(len(chunk))
                 try:
                     chunk = response.read(CHUNK_BYTES)
                 except OSError as error:
-                    raise http.client.HTTPException(str(error)) from None  # not of the disk
+                    raise http.client.HTTPException(str(error)) from None  # a network error, not one of the disk
         if length and received < length:
             raise ConnectionError(f"the connection was cut after {size_text(have + received)}")
 
@@ -489,7 +490,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def mark_of(folder: Path, archive: Archive) -> Path:
-    """The file that says an archive was unpacked. It lies with the content, and so goes when that is deleted."""
+    """The file that marks an archive as unpacked. It lies beside the content, so it is deleted with it."""
     return folder / archive.target / f".{archive.name}.unpacked"
 
 
@@ -515,7 +516,7 @@ def unpack(parts: Sequence[Path], archive: Archive, folder: Path) -> None:
         shutil.copytree(_content(temporary, archive, parts), target, copy_function=os.replace, dirs_exist_ok=True)
     except UserError:
         raise
-    except Exception as error:  # tarfile, zipfile and the decompressors raise whatever their parsing runs into
+    except Exception as error:  # tarfile, zipfile and the decompressors raise any error on damaged files
         if is_out_of_memory(error):
             raise
         if isinstance(error, OSError) and error.errno in ADVICE:
@@ -554,7 +555,7 @@ def _extract_tar(parts: Sequence[Path], folder: Path) -> None:
             for member in tar:
                 check_member(name, member.name, plain=member.isfile() or member.isdir())
                 tar.extract(member, folder, filter="data")
-            while stream.read(CHUNK_BYTES):  # to its end, where the stream's own checksum is
+            while stream.read(CHUNK_BYTES):  # the stream's checksum is at its end
                 pass
 
 
@@ -572,7 +573,7 @@ def _extract_zip(parts: Sequence[Path], folder: Path) -> None:
 
 
 def check_member(archive: str, name: str, plain: bool) -> None:
-    """Refuse an archive for one of its entries.
+    """Check an entry of an archive.
 
     Args:
         archive, name: the archive and the entry, for the message.
@@ -590,7 +591,7 @@ def check_member(archive: str, name: str, plain: bool) -> None:
 
 
 def _content(folder: Path, archive: Archive, parts: Sequence[Path]) -> Path:
-    """The folder in an unpacked archive that holds its landmark. How archives wrap their content is not documented."""
+    """The folder in an unpacked archive that holds its landmark; the folders around it are not documented."""
     if archive.landmark is None:
         return folder
     level = [folder]

@@ -133,7 +133,7 @@ class Clock:
         inverse: bool = False,
         **more: Any,
     ) -> Measurement:
-        """The ratio of two calls, measured in turns: other load on the machine affects both alike.
+        """The ratio of two calls, measured in alternation, so that other load affects both alike.
 
         Args:
             inverse: the ratio says how much faster, not how much slower.
@@ -216,7 +216,7 @@ def autocast(dtype: str, device: torch.device) -> AbstractContextManager:
 def peak_memory(function: Callable[[], object], device: torch.device) -> int:
     """The most bytes that PyTorch holds while `function` runs, beyond what it held before."""
     if device.type == "cuda":
-        function()  # workspaces of libraries stay
+        function()  # workspaces of libraries are allocated once
         synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -41,7 +41,7 @@ def random_images(model: InterWild, *shape: int) -> Tensor:
 
 
 class Backbones(nn.Module):
-    """The three backbones of a network, the very same modules, and nothing between them.
+    """The three backbones of a network, sharing its modules, with nothing between them.
 
     Args:
         with_deconv: include the detector's transposed convolutions.

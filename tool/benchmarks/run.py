@@ -8,8 +8,8 @@
     python tool/benchmark.py --profile --only inference,step
     python tool/benchmark.py --what video --checkpoint FILE    # videos; FILE: a small network, as of quickstart.py
 
-The two sides of a ratio are measured in turns, round after round in one process, so that other load on the machine
-affects both alike; printed are the median of the rounds' ratios, and their smallest and largest. Stages:
+The two sides of a ratio are measured in alternation in one process, so that other load on the machine affects both
+alike; printed are the median, minimum and maximum over the rounds. Stages:
 
     inference   the whole network / its three backbones and the detector's deconv
     trans_net   the translation network's input / its dense form: time, memory, numbers
@@ -21,11 +21,11 @@ affects both alike; printed are the median of the rounds' ratios, and their smal
 
 --what video measures steadiness, tracking, time and memory of videos instead, see tool/benchmarks/video.py.
 
-Beside them how cost grows: with the batch, loader workers, annotations. --profile names the slowest parts. On a CPU
-that other programs use, the column "processor", the same in CPU time, is steadier. On a GPU float32 convolutions and
-matrix products both use TF32, except in trans_net, where neither does.
+Also measured is how cost grows with the batch, loader workers and annotations. --profile names the slowest parts. On a
+CPU that other programs use, the column "processor", the same in CPU time, is steadier. On a GPU float32 convolutions
+and matrix products both use TF32, except in trans_net, where neither does.
 
-Exit code: 0 when measured, also if a limit is not met (with --strict: 1); 2 with one line if something is wrong.
+Exit code: 0, also if a limit is not met (with --strict: 1); 2 with one line on an error.
 """
 
 import argparse

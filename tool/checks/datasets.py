@@ -43,13 +43,13 @@ PARTS = {**layouts.IMAGE_MODES, "orig_fits": "orig_fits", "mano_fits": "mano_fit
 
 @dataclass
 class Report:
-    """What was found of one thing: a split of a dataset, the hand model, a checkpoint.
+    """What was found of a split of a dataset, the hand model or a checkpoint.
 
     Attributes:
-        found: whether any of it is there; toy: whether it is made up.
-        facts: plain; remarks: worth knowing, nothing stops there; problems: training or testing stops there.
+        found: any of it exists; toy: it is toy data.
+        facts; remarks: worth knowing, not an error; problems: training or testing would stop.
         advice: what to do, one line.
-        counts: the numbers behind the facts.
+        counts: the numbers in the facts.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Report:
         return "incomplete" if self.problems else "usable" if self.remarks else "complete"
 
     def problem(self, text: str, advice: str = "") -> None:
-        """The first advice stays: it belongs to what has to be fixed first."""
+        """The first advice is kept: it is for what has to be fixed first."""
         self.problems.append(text)
         if self.toy:
             advice = f"make the toy data again: python tool/make_toy_data.py --sets {self.name}"
@@ -98,7 +98,7 @@ def check_split(data: Path, name: str, split: str, options: Options) -> Report:
     report.advice = ""
     if report.toy:
         report.remarks.append("toy data: to try things; results measured on it mean nothing")
-    # Of ReInterHand each kind of images that is there; what is wrong with another than the first stops nothing.
+    # Every kind of ReInterHand images that exists; only errors in the first are problems.
     present = [mode for mode in layouts.IMAGE_MODES if any((root / "data" / c / mode).is_dir() for c in captures)]
     if present and layouts.DEFAULT_MODE not in present:
         report.remarks.append(f"no capture has {layouts.DEFAULT_MODE}, which is read by default; see --cam_mode")

@@ -17,8 +17,6 @@ from common.utils.files import check_is_file
 from common.utils.rotations import axis_angle_to_matrix
 from data.reading import read_json
 
-AMP = {"off": "none", "bf16": "bf16", "fp16": "fp16"}  # of the command line, and of `Config.amp`
-
 
 class Report(NamedTuple):
     """One line of the result: the worst absolute error, the same over the largest recorded value, what is allowed."""

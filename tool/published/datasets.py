@@ -40,7 +40,7 @@ UINT8_CROPS = "inputs/img_grid of uint8 crops"
 OTHER_TOLERANCE = 1e-6  # flags
 MM_TOLERANCE = 2e-2  # datalist/joint_cam is in mm
 RELATIVE = 1e-5
-BORDER = 5e-3  # an in/out test whose point is this near to the border may go either way
+BORDER = 5e-3  # a point this near to the border may be inside or outside
 
 
 class RecordedAugmentation(msgspec.Struct):
@@ -73,7 +73,7 @@ def run(args: Namespace) -> list[Report]:
     data, folder = args.golden / "data", args.output / "datasets"
     make_folder(folder)
     reports, written = [], {}
-    with TemporaryDirectory() as cache:  # neither the recorded results nor ours are a place for caches
+    with TemporaryDirectory() as cache:  # not among the recorded results, nor among ours
         for name, recorded in tqdm(index.sets.items(), desc="datasets", leave=False):
             dataset = open_recorded(name, data, Path(cache))
             order = list(map(plain_id, recorded.ids))

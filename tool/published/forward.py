@@ -17,7 +17,7 @@ from common.utils.files import make_folder
 from common.utils.frames import Frames
 from main.build import load_model
 from main.model import InterWild
-from tool.published.comparison import AMP, Report, compare, largest, load_npz, read_spreads, rotation_matrices
+from tool.published.comparison import Report, compare, largest, load_npz, read_spreads, rotation_matrices
 
 
 def run(args: Namespace) -> list[Report]:
@@ -30,7 +30,7 @@ def run(args: Namespace) -> list[Report]:
 
     model.to(args.device).eval()
     images = torch.from_numpy(arrays["images"]).float().to(args.device)
-    with torch.inference_mode(), autocast(args.device, AMP[args.amp]):
+    with torch.inference_mode(), autocast(args.device, args.amp):
         outputs, intermediates = forward(model, images)
     make_folder(args.output)
     np.savez(args.output / "forward_test.npz", **outputs)

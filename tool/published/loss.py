@@ -20,7 +20,7 @@ from data.reading import read_json
 from main.build import load_model
 from main.config import Config
 from main.model import InterWild
-from tool.published.comparison import AMP, LossSpread, Report, compare, largest, load_npz, read_spreads
+from tool.published.comparison import LossSpread, Report, compare, largest, load_npz, read_spreads
 from tool.published.official import targets_from_official
 
 # Tolerances relative to the largest number: ten times the published system's distance from itself, at least this.
@@ -54,7 +54,7 @@ def run(args: Namespace) -> list[Report]:
     for mode, expected in recorded.items():
         if mode not in MODES:
             raise UserError(f"the recorded results name a mode {mode!r}; there are: {', '.join(MODES)}")
-        model.load_state_dict(weights)  # each time: training mode changes the statistics
+        model.load_state_dict(weights)  # training mode changes the statistics
         model.train(MODES[mode])
         model.zero_grad()
         losses, gradients, elements = loss_and_gradients(model, images, targets, args)
@@ -86,7 +86,7 @@ def loss_and_gradients(
 ) -> tuple[dict[str, float], dict[str, float], dict[str, np.ndarray]]:
     """The mean of each term, the L2 norm of each top-level module's gradient, the terms before the mean."""
     criterion = InterWildLoss(model.frames)
-    with autocast(args.device, AMP[args.amp]):
+    with autocast(args.device, args.amp):
         prediction = model(images)
     elements = criterion.elementwise(prediction, targets)
     terms = criterion(prediction, targets)

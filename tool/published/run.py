@@ -28,6 +28,7 @@ import torch
 from common.devices import parse_devices
 from common.errors import UserError
 from common.options import Parser, names_from
+from common.precision import AMP_DTYPES
 from tool.published import datasets, forward, loss, metrics
 from tool.published.comparison import Report
 
@@ -96,5 +97,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--gpu", default="cpu", help="a GPU's number, or cpu (default)")
-    parser.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off", help="mixed precision (default: off)")
+    parser.add_argument(
+        "--amp",
+        type=lambda text: "none" if text == "off" else text,  # its former name
+        choices=tuple(AMP_DTYPES),
+        default="none",
+        help="mixed precision (default: none)",
+    )
     return parser.parse_args()
