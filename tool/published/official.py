@@ -17,7 +17,7 @@ SIDES = ("r", "l")
 
 
 class Field(NamedTuple):
-    """A published field: our tensor of `_tensors`, its shape there and here, for one sample; flags are repeated."""
+    """A published field, its shape and that of our tensor, for one sample. Flags are repeated to fill their field."""
 
     ours: str
     published: tuple[int, ...]
@@ -26,11 +26,11 @@ class Field(NamedTuple):
     def encode(self, values: Tensor) -> Tensor:
         """Ours, (N, *shape) -> (N, *published)."""
         times = prod(self.published) // prod(self.shape)
-        return values.reshape(len(values), -1).repeat_interleave(times, 1).reshape(-1, *self.published)
+        return values.reshape(len(values), -1).repeat_interleave(times, 1).reshape(len(values), *self.published)
 
     def decode(self, values: Tensor) -> Tensor:
         """The inverse of `encode`."""
-        return values.reshape(len(values), prod(self.shape), -1)[..., 0].reshape(-1, *self.shape)
+        return values.reshape(len(values), prod(self.shape), -1)[..., 0].reshape(len(values), *self.shape)
 
 
 FIELDS = {
@@ -52,8 +52,8 @@ FIELDS = {
 }
 IN_BODY_HM = ("joints_crop", "mano_joints_crop")  # ours in px and m, theirs in cells of `body_hm` and bins
 BOXES = tuple(f"targets/{side}hand_bbox_{part}" for side in SIDES for part in ("center", "size"))
-# What of the training sample the published system gives for a test; the others give all.
 INPUTS = ("inputs/img_grid", "inputs/img_mean", "inputs/img_std", "meta_info/bb2img_trans")
+# The fields of a test sample, where they are not all of a training sample.
 TEST_FIELDS = {"MSCOCO": {*INPUTS, *BOXES}, "HIC": {*INPUTS, "targets/mano_mesh_cam"}}
 
 
