@@ -83,7 +83,10 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=HERE, help="folder for the results (default: this folder)")
     parser.add_argument(
-        "--checkpoint", type=Path, default=HERE / "snapshot_6.pth", help="the network (default: snapshot_6.pth here)"
+        "--checkpoint",
+        type=Path,
+        default=HERE / "snapshot_6.pth",
+        help="the network, or an exported network.onnx (default: snapshot_6.pth here)",
     )
     parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
     parser.add_argument(

@@ -37,6 +37,7 @@ from demo.people import Detector, Person, choose_people, detect_people, given_pe
 from main.build import load_model, prepare_inference
 from main.config import Config
 from main.model import InterWild
+from main.onnx_network import OnnxNetwork, load_onnx
 
 # With `hand="auto"`, two boxes that overlap by more than this are considered one hand detected twice.
 SAME_HAND_IOU = 0.8
@@ -72,12 +73,15 @@ class HandPredictor:
         note: what must be said with its results, see `common.checkpoint.network_note`.
     """
 
-    def __init__(self, model: InterWild, config: Config, devices: Sequence[torch.device], note: str = "") -> None:
+    def __init__(
+        self, model: InterWild | OnnxNetwork, config: Config, devices: Sequence[torch.device], note: str = ""
+    ) -> None:
         self.config = config
         self.note = note
+        self.devices = list(devices)
         self.device = devices[0]
         self.model = prepare_inference(model, self.device)
-        self.network = nn.DataParallel(self.model, list(devices)) if len(devices) > 1 else self.model
+        self.network = nn.DataParallel(self.model, self.devices) if len(devices) > 1 else self.model
         self.hand_model_name = model.mano_layer.name
         self.faces = model.mano_layer.faces.cpu().numpy()  # (2, 1538, 3) triangles of vertex indices
 
@@ -91,7 +95,7 @@ class HandPredictor:
         """Read a checkpoint and the MANO files.
 
         Args:
-            checkpoint: published or ours.
+            checkpoint: published or ours; or network.onnx, written by `tool/export.py`, which runs on the CPU.
             mano: folder of MANO_RIGHT.pkl and MANO_LEFT.pkl.
             devices: default is the first CUDA GPU, else the CPU.
 
@@ -100,7 +104,12 @@ class HandPredictor:
         """
         if devices is None:
             devices = ["cuda:0" if torch.cuda.is_available() else "cpu"]
-        model, config, _, _, note = load_model(Path(checkpoint), Path(mano))
+        model: InterWild | OnnxNetwork
+        if Path(checkpoint).suffix == ".onnx":
+            model, config, note = load_onnx(Path(checkpoint), Path(mano))
+            devices = ["cpu"]
+        else:
+            model, config, _, _, note = load_model(Path(checkpoint), Path(mano))
         return cls(model, config, [torch.device(device) for device in devices], note)
 
     def prepare(

@@ -89,7 +89,7 @@ def run(args: argparse.Namespace, names: Mapping[Path, str]) -> None:
     load_once = cache(lambda: load_detector(args.detector, predictor.device))
     found = f"photos: {len(names)}" + (f", videos: {len(videos)}" if videos else "")
     found = found if names or videos else f"camera: {args.camera}"
-    print(f"{found}; on {', '.join(map(str, devices))}; hand model: {predictor.hand_model_name}")
+    print(f"{found}; on {', '.join(map(str, predictor.devices))}; hand model: {predictor.hand_model_name}")
     if predictor.note:
         print(predictor.note)
     failed: set[Path] = set()

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import nn
 
 from common.checkpoint import data_record, load_network, network_note, read_checkpoint
 from common.errors import UserError
@@ -20,6 +21,8 @@ from data.ReInterHand.ReInterHand import ReInterHand
 from main.config import Config
 from main.model import InterWild
 from main.options import config_of_checkpoint
+
+Network = TypeVar("Network", bound=nn.Module)
 
 # ---- Datasets ----
 
@@ -121,7 +124,7 @@ def init_backbones(model: InterWild, init: str) -> None:
             load_imagenet(backbone)
 
 
-def prepare_inference(model: InterWild, device: torch.device) -> InterWild:
+def prepare_inference(model: Network, device: torch.device) -> Network:
     """The network on its device, ready to predict."""
     model = model.to(device).eval()
     # On CPUs this layout saves 5 to 20 percent of the time, more for larger batches; results change by rounding only.
