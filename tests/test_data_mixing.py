@@ -87,7 +87,7 @@ def test_processes_share_the_same_global_batches(world):
         assert dealt == batch
 
 
-def test_training_goes_on_from_any_step():
+def test_training_resumes_from_any_step():
     sampler = MixedSampler([[60], [40]], 8, seed=1)
     whole = keys(sampler, epoch=4)
     assert keys(sampler, epoch=4, start_step=6) == whole[6:]

@@ -211,7 +211,7 @@ def test_broken_images_and_meshes_are_named(copy):
         assert word in found[id] and f"HIC {id}" in found[id], found[id]
 
 
-def test_a_file_that_is_no_json_is_named(copy):
+def test_a_file_that_is_not_json_is_named(copy):
     path = interhand_file(copy, "joint_3d")
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="joint_3d.json: .*truncated"):

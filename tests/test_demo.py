@@ -153,7 +153,7 @@ def test_one_hand(run):
     assert "joints_cam" in content["hands"]["right"] and not content["pair"]
 
 
-def test_no_hand_is_sure_enough(run, capsys):
+def test_no_hand_is_confident_enough(run, capsys):
     """Images and data are written nevertheless, and say so."""
     out = run("--min_confidence", "1", "--sheet")
     assert "0 hands reported in 3 of 3 photos (a.jpg, b c.png, ü.webp)" in capsys.readouterr().out
@@ -247,7 +247,7 @@ def test_heic_is_read_where_its_reader_is(photos, monkeypatch):
     assert np.array_equal(load_image(photos / "i.heic"), image)
 
 
-def test_transparency_is_ignored_and_said_once(run, photos, capsys):
+def test_transparency_is_ignored_with_one_warning(run, photos, capsys):
     """The network sees the colour under it, as published. An alpha channel that hides nothing is not mentioned."""
     hidden = np.full((60, 60, 4), (255, 0, 255, 0), np.uint8)
     for name, alpha in (("t1.png", 0), ("t2.png", 0), ("opaque.png", 255)):
@@ -406,7 +406,7 @@ def test_a_photo_of_too_many_pixels_is_refused_by_its_header(tmp_path, monkeypat
         ("output", "file/out", "cannot make folder .*file/out"),
     ],
 )
-def test_what_is_missing_is_said(run, tmp_path, option, value, message):
+def test_what_is_missing_is_named(run, tmp_path, option, value, message):
     """One line; nothing was written."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
@@ -475,7 +475,7 @@ def test_a_folder_of_somebody_else(run, tmp_path):
         run(output=folder)
 
 
-def test_hands_that_are_no_pair_stand_apart_in_the_scene():
+def test_hands_that_are_not_a_pair_stand_apart_in_the_scene():
     """Each has a virtual camera of its own, in whose space it is near the origin; the page and the GLB show both."""
     rng = np.random.default_rng(0)
     hands = [

@@ -166,7 +166,7 @@ def test_server_that_always_cuts_and_cannot_continue_is_given_up(server, tmp_pat
     assert not (tmp_path / "a.bin").exists()
 
 
-def test_hiccups_of_the_server_are_sat_out(server, tmp_path, progress):
+def test_server_errors_are_retried(server, tmp_path, progress):
     server.files["a.bin"] = CONTENT
     server.fail_with["a.bin"] = [503, 500, 429]
     download.fetch(f"{server.base}/a.bin", tmp_path / "a.bin", MD5, progress)

@@ -97,7 +97,7 @@ def test_output_that_cannot_be_written():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_half_written_files_go_when_a_script_is_asked_to_end(tmp_path, number):
+def test_half_written_files_are_removed_when_a_script_is_terminated(tmp_path, number):
     code = f"""
 from common.utils.files import atomic_path
 with atomic_path({str(tmp_path / "a")!r}) as temporary:

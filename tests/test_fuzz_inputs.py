@@ -357,7 +357,7 @@ def training_parts() -> TrainState:
     return TrainState(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
 
 
-def test_the_state_of_a_training_goes_round(tmp_path):
+def test_the_state_of_a_training_survives_a_round_trip(tmp_path):
     parts, again = training_parts(), training_parts()
     path = save_progress(tmp_path, Progress(2, 5), parts, Config(), {})
     again.optimizer.state.clear()
@@ -536,7 +536,7 @@ def test_configuration_files_that_make_no_sense(tmp_path, text):
             read_config(train.parse_args(["--config", str(other)]))
 
 
-def test_numbers_that_are_no_pixels(monkeypatch, capsys):
+def test_numbers_that_are_not_pixels(monkeypatch, capsys):
     for words in (
         "--focal nan",
         "--focal 1e300",

@@ -20,7 +20,7 @@ def start(*options: object) -> subprocess.CompletedProcess:
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd="/", timeout=900)
 
 
-def test_an_old_python_is_told_which_one_is_needed(monkeypatch):
+def test_an_old_python_is_refused_naming_the_one_needed(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 9, 1))
     monkeypatch.setattr(sys, "argv", ["quickstart.py"])
     with pytest.raises(quickstart.Failure, match="Python 3.10 or newer is needed"):

@@ -176,7 +176,7 @@ def age(path: Path) -> None:
     os.utime(path, (0, 0))
 
 
-def test_old_generations_go_if_nobody_has_them_open(dataset):
+def test_old_generations_are_removed_unless_open(dataset):
     """A young one stays, as a process on another machine may be about to open it, and one that is mapped."""
     opened = open_numbers(dataset)
     change_size(dataset)

@@ -144,7 +144,7 @@ def damaged(recorded: Path, tmp_path: Path) -> Path:  # noqa: F811
 
 
 @pytest.mark.parametrize("batch_size", ["1", "4", "64"])
-def test_unreadable_samples_are_left_out_if_told_to(monkeypatch, arguments, tmp_path, capsys, damaged, batch_size):
+def test_unreadable_samples_are_left_out_on_request(monkeypatch, arguments, tmp_path, capsys, damaged, batch_size):
     """--skip_bad: named once, counted, in no average and no image; without it, or with nothing left, an error."""
     run(monkeypatch, arguments)
     whole, lines = read_results(tmp_path, "HIC_6")

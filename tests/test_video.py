@@ -114,7 +114,7 @@ def test_a_video_that_is_closed_early_plays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"text", np.random.default_rng(0).bytes(5000)])
-def test_what_is_no_video_is_one_line(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_video_is_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(content)
     with pytest.raises(UserError, match="cannot read") as raised:

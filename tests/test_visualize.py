@@ -50,7 +50,7 @@ def test_what_is_not_shown_is_not_drawn():
     assert (right_only[:, 125:] == 128).all() and (right_only[:, :90] != 128).any()
 
 
-def test_a_box_is_where_it_is_said_to_be():
+def test_a_box_is_where_its_values_say():
     drawn = draw_boxes(grey(300, 400), np.array([[50, 100, 150, 200], [250, 100, 350, 200]]), np.array([1, 0.5]), BOTH)
     changed = (drawn != 128).any(-1)
     for x0, x1 in ((50, 150), (250, 350)):
