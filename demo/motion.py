@@ -113,16 +113,13 @@ def smooth_person(
             continue
         part = {name: values[rows] for name, values in smoothed.items() if name != "shown"}
         wrist, camera = _place(observations, columns, hand, pair, rel_transl, times, image_size, cutoff, intrinsics)
-        wrist_mano, joints_rel = pose(
-            part["global_orient"], part["hand_pose"], part["betas"], np.full(len(rows), hand, np.int32)
-        )
         part |= {
             "row_frame": rows,
             "side": np.full(len(rows), hand, np.int32),
             "confidence": observations.confidence[rows, hand],
             "box_image": observations.box_image[rows, hand],
-            "transl": wrist[rows] - wrist_mano,
-            "joints_cam": joints_rel + wrist[rows, None],
+            "wrist": wrist[rows],
+            "wrist_raw": observations.transl[rows, hand],
             "focal": camera.focal[rows],
             "princpt": camera.princpt[rows],
             "pair": pair[rows],
@@ -133,13 +130,20 @@ def smooth_person(
             "princpt_raw": observations.princpt[rows, hand],
             "person_box_image": observations.person_box_image[rows],
         }
-        raw_wrist, raw_joints = pose(part["global_orient_raw"], part["hand_pose_raw"], part["betas_raw"], part["side"])
-        part["transl_raw"] = observations.transl[rows, hand] - raw_wrist
-        part["joints_cam_raw"] = raw_joints + observations.transl[rows, hand][:, None]
         parts.append(part)
     if not parts:
         return {}
     table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    # One call of MANO: for the few rows of a camera's frame, calls are what costs.
+    global_orient, hand_pose, betas_both = (
+        np.concatenate((table[name], table[f"{name}_raw"])) for name in ("global_orient", "hand_pose", "betas")
+    )
+    wrists_mano, joints_rel = pose(global_orient, hand_pose, betas_both, np.tile(table["side"], 2))
+    count = len(table["side"])
+    for suffix, half in (("", slice(count)), ("_raw", slice(count, None))):
+        wrists = table.pop(f"wrist{suffix}")
+        table[f"transl{suffix}"] = wrists - wrists_mano[half]
+        table[f"joints_cam{suffix}"] = joints_rel[half] + wrists[:, None]
     order = np.lexsort((table["side"], table["row_frame"]))
     return {name: values[order] for name, values in table.items()}
 
