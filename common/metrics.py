@@ -7,6 +7,7 @@
 | MPVPE    | hand  | mean over vertices, wrists (regressed from the meshes) aligned    | has a true mesh    |
 | RRVE     | image | mean over both hands' vertices, right wrists aligned              | both true meshes   |
 | MPJPE    | joint | wrists aligned                                                    | joint is annotated |
+| COCO box | hand  | average precision and recall, see `common.box_ap` (MSCOCO only)   | all                |
 
 MPJPE averages each of the 42 joints over its images, then the 42. A dataset's `EvalProtocol` selects its metrics.
 Items are in metres; the averages are in mm, IoU in percent.
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.box_ap import Detections, box_precision
 from common.nets.mano import TwoHandMano
 from common.types import HAND_TYPES, LEFT, RIGHT, SIDES, GroundTruth, Prediction
 from common.utils.affine import apply_affine
@@ -70,6 +72,7 @@ class Estimate(NamedTuple):
     vertices_rel: Tensor  # (N, 2, V, 3) m
     joints_rel: Tensor  # (N, 2, J, 3) m
     rel_transl: Tensor  # (N, 3) m
+    box_scores: Tensor  # (N, 2) confidences
 
 
 def to_estimate(prediction: Prediction, crop_to_image: Tensor, frames: Frames) -> Estimate:
@@ -86,6 +89,7 @@ def to_estimate(prediction: Prediction, crop_to_image: Tensor, frames: Frames) -
         prediction.vertices_rel.float(),
         prediction.joints_rel.float(),
         prediction.rel_transl.float(),
+        prediction.box_scores.float(),
     )
 
 
@@ -179,7 +183,7 @@ def compute_errors(
         "box_mask": truth.boxes_valid.bool(),
     }
     if not protocol.meshes:
-        return items
+        return items | {"box": estimate.boxes_image, "box_score": estimate.box_scores, "true_box": truth.boxes_image}
     mesh_mask = truth.vertices_valid.bool()
     predicted, true = _axes_apart(estimate.vertices_rel), _axes_apart(truth.vertices_cam)
     predicted_joints, true_joints = mano.regress_joints(predicted), mano.regress_joints(true)
@@ -338,7 +342,8 @@ class Evaluator:
         protocol = self.protocol
         results = [_mean("bbox IoU", items["box_iou"], items["box_mask"], PERCENT)]
         if not protocol.meshes:
-            return results
+            found = self.detections()
+            return results + (_box_precision(found) if found else [])
         results.append(_mean("MRRPE", items["rel_error"], items["rel_mask"]))
         hands = self._hands(items, items["mesh_mask"] | protocol.missing_as_zeros)
         results += [_mean(f"MPVPE{name}", items["vertex_error"], mask) for name, mask in hands.items()]
@@ -351,6 +356,13 @@ class Evaluator:
             results += self._joint_results(items, items["joint_mask"])
         more = self._without_missing(items) + self._aligned(items)
         return results + [replace(result, published=False) for result in more]
+
+    def detections(self) -> Detections | None:
+        """The hand boxes with the samples' indices as image ids; None where the protocol is not of boxes alone."""
+        items = self.state()
+        if self.protocol.meshes or not items:
+            return None
+        return Detections(*(items[name] for name in ("index", "box", "box_score", "true_box", "box_mask")))
 
     def _hands(self, items: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, np.ndarray]:
         """End of the label -> (N, 2) bool: the hands of `mask` that are averaged."""
@@ -437,6 +449,16 @@ class Evaluator:
         score = np.where(np.isnan(columns), -np.inf, columns).max(0)
         order = np.argsort(-score, kind="stable")
         return table["index"][order[np.isfinite(score[order])][:count]].tolist()
+
+
+def _box_precision(found: Detections) -> list[MetricResult]:
+    """COCO's AP and AR of the hand boxes, percent: of each side, and their mean."""
+    hands = {side: found.annotated[:, index] for index, side in enumerate(SIDES)} | {"both": found.annotated}
+    return [
+        MetricResult(f"COCO box {name} ({side})", value * PERCENT, "", int(hands[side].sum()), published=False)
+        for side, values in box_precision(found).items()
+        for name, value in values.items()
+    ]
 
 
 def _by_class(all_hands: T, single: T, interacting: T) -> dict[str, T]:

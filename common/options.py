@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that --help is quick, and the syntax stays wi
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,11 +14,25 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Where the MANO files belong unless a command names another folder.
-MANO_FOLDER = ROOT / "common" / "utils" / "human_model_files" / "mano"
+# Where files are looked for and written unless a command names another place. Commands of a checkout use its own
+# folders; those of the installed package use a folder of the user and the current one, never the installation.
+HOME = Path(os.environ.get("INTERWILD_HOME") or os.path.expanduser("~/.local/share/interwild"))
+if __name__.startswith("interwild."):
+    MANO_FOLDER, CHECKPOINT = HOME / "mano", HOME / "snapshot_6.pth"
+    DEMO_FOLDER, DATA_FOLDER, OUTPUT_FOLDER = Path("."), Path("data"), Path("output")
+else:
+    MANO_FOLDER = ROOT / "common" / "utils" / "human_model_files" / "mano"
+    DEMO_FOLDER, DATA_FOLDER, OUTPUT_FOLDER = ROOT / "demo", ROOT / "data", ROOT / "output"
+    CHECKPOINT = DEMO_FOLDER / "snapshot_6.pth"
+
+
+def shown(path: Path) -> str:
+    """A default path for --help and messages: from the checkout's root, where it lies in one."""
+    return path.relative_to(ROOT).as_posix() if ROOT in path.parents else str(path)
+
 
 GPU_HELP = "GPUs to use, e.g. 0, 0-3 or 0,2, or cpu (default: all GPUs, else the CPU)"
-MANO_HELP = "folder of MANO_RIGHT.pkl and MANO_LEFT.pkl (default: common/utils/human_model_files/mano)"
+MANO_HELP = f"folder of MANO_RIGHT.pkl and MANO_LEFT.pkl (default: {shown(MANO_FOLDER)})"
 DATA_HELP = "folder of the datasets (default: data)"
 
 # Which hands are reported; see `demo.predictor.HandPredictor.predict`.

@@ -11,6 +11,7 @@ Prints the results in the published wording. Written under output/result, or bel
 
     {testset}_{epoch}.json         the results, and how many items each averages
     {testset}_{epoch}.csv          one line per sample: errors in mm, IoU in percent, empty where nothing is scored
+    MSCOCO_{epoch}_coco.json       the detected hands as a COCO result file, of which COCO's AP and AR are printed
     with --visualize N:
     {testset}_{epoch}_samples.jpg  N samples: truth, prediction, predicted meshes
     {testset}_{epoch}_worst.jpg    the N worst samples
@@ -36,6 +37,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from common.box_ap import coco_results
 from common.devices import parse_devices
 from common.distributed import ProcessInfo, from_all, launch, main_first
 from common.drawing.charts import histograms
@@ -43,7 +45,7 @@ from common.drawing.samples import TITLES, draw_eval_sample
 from common.drawing.sheets import contact_sheet
 from common.errors import UserError, run_main
 from common.metrics import PROTOCOLS, Estimate, Evaluator, to_estimate
-from common.options import DATA_HELP, GPU_HELP, MANO_FOLDER, MANO_HELP, ROOT, Parser
+from common.options import DATA_FOLDER, DATA_HELP, GPU_HELP, MANO_FOLDER, MANO_HELP, OUTPUT_FOLDER, Parser
 from common.precision import autocast
 from common.targets import build_images, complete_truth
 from common.types import HAND_TYPES, SIDES, EvalSample, Prediction
@@ -84,13 +86,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--gpu", help=GPU_HELP)
     parser.add_argument("--test_epoch", type=int, metavar="N", help="test model_dump/snapshot_N.pth below --output")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="test this file instead")
-    parser.add_argument("--data", type=Path, default=ROOT / "data", help=DATA_HELP)
+    parser.add_argument("--data", type=Path, default=DATA_FOLDER, help=DATA_HELP)
     parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
     parser.add_argument(
         "--visualize", type=int, default=0, metavar="N", help="draw N samples and the worst (default: 0)"
     )
     parser.add_argument("--skip_bad", action="store_true", help="leave out samples that cannot be read, and count them")
-    parser.add_argument("--output", type=Path, default=ROOT / "output", help="folder for the results (default: output)")
+    parser.add_argument("--output", type=Path, default=OUTPUT_FOLDER, help="folder for the results (default: output)")
     add_config_options(parser, shown=USED, presets=False)
     args = parser.parse_args()
     if args.test_epoch is None and args.checkpoint is None:
@@ -245,6 +247,9 @@ def write_results(stem: Path, evaluator: Evaluator, dataset: HandDataset, about:
         values = ["" if math.isnan(table[name][row]) else f"{table[name][row]:.4f}" for name in names]
         writer.writerow([dataset.id(index), HAND_TYPES[kind] if kind >= 0 else "", *values])
     atomic_write(stem.with_name(f"{stem.name}.csv"), text.getvalue().encode())
+    if found := evaluator.detections():
+        people = np.array([dataset.source.id(index) for index in found.image_ids.tolist()])
+        write_json(stem.with_name(f"{stem.name}_coco.json"), coco_results(found._replace(image_ids=people)))
 
 
 def draw(

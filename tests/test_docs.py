@@ -465,7 +465,9 @@ def test_the_data_set_of_the_page_is_tested(gloves, tmp_path, mano: TwoHandMano)
     truth = complete_truth(batch, mano)
     joints = mano.regress_joints(truth.vertices_cam)
     wrists = joints[:, :, :1]
-    estimate = Estimate(truth.boxes_image, truth.vertices_cam - wrists, joints - wrists, truth.rel_transl)
+    estimate = Estimate(
+        truth.boxes_image, truth.vertices_cam - wrists, joints - wrists, truth.rel_transl, truth.boxes_valid
+    )
     evaluator = Evaluator(metrics.PROTOCOLS["GloveBox"], mano)
     evaluator.update(range(IMAGES), estimate, truth)
     figures = evaluator.compute()

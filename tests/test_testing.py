@@ -96,6 +96,9 @@ def test_the_epoch_names_the_snapshot(monkeypatch, arguments, tmp_path, small_sn
     run(monkeypatch, arguments, "--test_epoch", "2", "--testset", "MSCOCO")
     content, _ = read_results(tmp_path, "MSCOCO_2")
     assert content["epoch"] == 2 and content["checkpoint"].endswith("model_dump/snapshot_2.pth")
+    detections = json.loads((tmp_path / "result" / "MSCOCO_2_coco.json").read_bytes())
+    assert len(detections) == 2 * SETS["MSCOCO"] and {entry["category_id"] for entry in detections} == {1, 2}
+    assert {f"COCO box {name} (both)" for name in ("AP", "AP50", "AP75", "AR")} <= set(content["beyond_published"])
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])

@@ -95,6 +95,7 @@ def read_estimate(prediction: dict[str, np.ndarray], frames: Frames) -> Estimate
         vertices_rel=hands("mano_mesh_cam", 778),
         joints_rel=hands("mano_joint_cam", len(JOINTS)),
         rel_transl=torch.from_numpy(prediction.get("rel_trans", np.zeros((count, 3), np.float32))),
+        box_scores=torch.zeros(count, 2),
     )
 
 
