@@ -24,6 +24,7 @@ else:
     MANO_FOLDER = ROOT / "common" / "utils" / "human_model_files" / "mano"
     DEMO_FOLDER, DATA_FOLDER, OUTPUT_FOLDER = ROOT / "demo", ROOT / "data", ROOT / "output"
     CHECKPOINT = DEMO_FOLDER / "snapshot_6.pth"
+UNTRAINED = CHECKPOINT.with_name("untrained.pth")  # what tool/make_checkpoint.py writes
 
 
 def shown(path: Path) -> str:

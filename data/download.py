@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from common.errors import UserError, error_context, is_out_of_memory
-from common.options import Parser
+from common.options import DATA_FOLDER, Parser
 from common.utils.files import ADVICE, atomic_write, make_folder
 from data import layouts
 from data.layouts import DATASETS, TOY_MARK, Archive
@@ -69,7 +69,7 @@ class Job(NamedTuple):
 
 def parse_args(name: str, about: str) -> argparse.Namespace:
     """The command line of data/{name}/download.py. `about`: its description."""
-    folder = Path(__file__).resolve().parent / name / "data"
+    folder = DATA_FOLDER / name / "data"
     base = layouts.HIC_BASE if name == "HIC" else layouts.REINTERHAND_BASE
     parser = Parser(about, {"--out": "--output"})
     if name == "HIC":

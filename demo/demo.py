@@ -46,6 +46,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.errors import UserError, one_line, run_main
 from common.options import (
+    CHECKPOINT,
+    DEMO_FOLDER,
     GPU_HELP,
     HAND_MODES,
     IMAGE_SUFFIXES,
@@ -55,9 +57,9 @@ from common.options import (
     RENDERERS,
     VIDEO_SUFFIXES,
     Parser,
+    shown,
 )
 
-HERE = Path(__file__).resolve().parent
 HEIC_SUFFIXES = frozenset((".heic", ".heif", ".hif"))  # read with pillow-heif, else each is a photo that failed
 MAX_FOCAL_PIXELS, MAX_BATCH = 1e6, 4096
 
@@ -79,14 +81,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--input",
         nargs="+",
-        help="photos, videos, folders or patterns (default: images, or nothing with --camera)",
+        help="photos, videos, folders or patterns (default: images in this folder, or nothing with --camera)",
     )
-    parser.add_argument("--output", type=Path, default=HERE, help="folder for the results (default: this folder)")
+    parser.add_argument("--output", type=Path, default=DEMO_FOLDER, help="folder for the results (default: this one)")
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        default=HERE / "snapshot_6.pth",
-        help="the network, or an exported network.onnx (default: snapshot_6.pth here)",
+        default=CHECKPOINT,
+        help=f"the network, or an exported network.onnx (default: {shown(CHECKPOINT)})",
     )
     parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
     parser.add_argument(
@@ -166,7 +168,7 @@ def parse_args() -> argparse.Namespace:
     if args.camera is None and (args.seconds is not None or args.show is not None):
         parser.error("--seconds and --show need --camera")
     if args.input is None:
-        args.input = [] if args.camera is not None else [str(HERE / "images")]
+        args.input = [] if args.camera is not None else [str(DEMO_FOLDER / "images")]
     if args.focal and len(args.focal) > 2:
         parser.error("--focal takes one number, or two: fx fy")
     if args.princpt and not args.focal:

@@ -71,7 +71,7 @@ from common.errors import UserError, run_main
 from common.logger import TrainLog
 from common.nets.mano import TwoHandMano
 from common.nets.mano_files import read_hand_models
-from common.options import DATA_HELP, GPU_HELP, MANO_FOLDER, MANO_HELP, ROOT, Parser, count
+from common.options import DATA_FOLDER, DATA_HELP, GPU_HELP, MANO_FOLDER, MANO_HELP, OUTPUT_FOLDER, Parser, count
 from common.precision import AutocastModule
 from common.targets import build_images, build_targets
 from common.types import Prediction, Sample, Targets, take
@@ -533,8 +533,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--gpu", help=GPU_HELP)
     add("--continue", dest="go_on", action="store_true", help="resume from the latest checkpoint in --output")
     add("--overwrite", action="store_true", help="start over and remove the checkpoints in --output")
-    add("--output", type=Path, default=ROOT / "output", help="folder to write into (default: output)")
-    add("--data", type=Path, default=ROOT / "data", help=DATA_HELP)
+    add("--output", type=Path, default=OUTPUT_FOLDER, help="folder to write into (default: output)")
+    add("--data", type=Path, default=DATA_FOLDER, help=DATA_HELP)
     add("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
     add("--init", choices=("imagenet", "random"), default="imagenet",
         help="how the backbones are initialised (default: %(default)s)")  # fmt: skip

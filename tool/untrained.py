@@ -17,7 +17,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from common.checkpoint import data_record, save_checkpoint
 from common.errors import UserError
-from common.options import ROOT, Parser
+from common.options import UNTRAINED, Parser, shown
 from main.build import build_model, init_backbones
 from main.config import PRESETS, config_to_dict
 from main.model import InterWild
@@ -91,8 +91,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--output",
         type=Path,
-        default=ROOT / "demo" / "untrained.pth",
-        help="file to write (default: demo/untrained.pth)",
+        default=UNTRAINED,
+        help=f"file to write (default: {shown(UNTRAINED)})",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     return parser.parse_args()

@@ -23,7 +23,17 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.nets.mano_files import WHERE_TO_GET, read_hand_models
-from common.options import MANO_FOLDER, ROOT, Parser, count, names_from
+from common.options import (
+    CHECKPOINT,
+    DATA_FOLDER,
+    MANO_FOLDER,
+    OUTPUT_FOLDER,
+    UNTRAINED,
+    Parser,
+    count,
+    names_from,
+    shown,
+)
 from common.utils.files import write_json
 from common.utils.images import quiet_opencv
 from data import layouts
@@ -33,8 +43,8 @@ from tool.checks.datasets import Options, Report, check_magnitude, check_split, 
 # Trained on InterHand2.6M, MSCOCO and Re:InterHand (Mugsy cameras), the one that the published demo uses.
 CHECKPOINT_URL = "https://drive.google.com/file/d/1zZy3L6zrHJtWMUEJFonqDtRG9XGHabN1"
 SNAPSHOT_FROM = (
-    f"get the published checkpoint, {CHECKPOINT_URL}, as demo/snapshot_6.pth, or try with an untrained one, "
-    "demo/untrained.pth: python tool/make_checkpoint.py"
+    f"get the published checkpoint, {CHECKPOINT_URL}, as {shown(CHECKPOINT)}, or try with an untrained one, "
+    f"{shown(UNTRAINED)}: python tool/make_checkpoint.py"
 )
 
 
@@ -69,13 +79,8 @@ def exit_code(reports: Sequence[Report], named: Collection[str]) -> int:
 
 def print_reports(reports: Sequence[Report], data: Path) -> None:
     if not any(report.found for report in reports):
-        print(
-            OVERVIEW.format(
-                data=data,
-                checkpoint=CHECKPOINT_URL,
-                **{name: info.how_to_get for name, info in layouts.DATASETS.items()},
-            )
-        )
+        places = {"data": data, "mano": shown(MANO_FOLDER), "demo": shown(CHECKPOINT), "checkpoint": CHECKPOINT_URL}
+        print(OVERVIEW.format(**places, **{name: info.how_to_get for name, info in layouts.DATASETS.items()}))
         return
     print(f"data: {data}\n")
     present = {report.name for report in reports if report.found}
@@ -117,9 +122,9 @@ To try everything without a download, with a generated hand and made-up images:
 For the real thing, in this order:
 
  1. The MANO hand model, needed by everything. 'Models & Code' from https://mano.is.tue.mpg.de (free, after
-    registration): MANO_RIGHT.pkl and MANO_LEFT.pkl into common/utils/human_model_files/mano.
+    registration): MANO_RIGHT.pkl and MANO_LEFT.pkl into {mano}.
  2. A trained network, for the demo and for testing: {checkpoint} as
-    demo/snapshot_6.pth. With these two the demo runs.
+    {demo}. With these two the demo runs.
  3. Datasets, for testing and training, into {data}. The quickest to get comes first:
     HIC (test): {HIC}
     MSCOCO (train, val): {MSCOCO}
@@ -131,10 +136,10 @@ Run this again at any time: it says what is still missing, and what is wrong."""
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the datasets (default: data)")
+    parser.add_argument("--data", type=Path, default=DATA_FOLDER, help="folder of the datasets (default: data)")
     parser.add_argument("--mano", type=Path, help="folder of the MANO files")
     parser.add_argument(
-        "--checkpoint", type=Path, help="checkpoint (default: demo/snapshot_6.pth, or demo/untrained.pth)"
+        "--checkpoint", type=Path, help=f"checkpoint (default: {shown(CHECKPOINT)}, or {shown(UNTRAINED)})"
     )
     parser.add_argument(
         "--sets", type=names_from(layouts.DATASETS), help=f"of {','.join(layouts.DATASETS)} (default: all)"
@@ -170,13 +175,12 @@ def check_mano(folder: Path) -> Report:
 
 def demo_checkpoint() -> Path:
     """The checkpoint that the demo uses, or the untrained one where there is no other."""
-    published, untrained = (ROOT / "demo" / name for name in ("snapshot_6.pth", "untrained.pth"))
-    return untrained if untrained.exists() and not published.exists() else published
+    return UNTRAINED if UNTRAINED.exists() and not CHECKPOINT.exists() else CHECKPOINT
 
 
 def check_checkpoints(path: Path) -> list[Report]:
     """The demo's checkpoint, and the latest of an own training if there is one."""
-    dumps = sorted((ROOT / "output" / "model_dump").glob("snapshot_*.pth"), key=lambda dump: dump.stat().st_mtime)
+    dumps = sorted((OUTPUT_FOLDER / "model_dump").glob("snapshot_*.pth"), key=lambda dump: dump.stat().st_mtime)
     reports = [check_checkpoint(path, "")]
     return reports + [check_checkpoint(dumps[-1], "of your training")] if dumps else reports
 

@@ -25,7 +25,7 @@ from common.drawing.sheets import arrange
 from common.errors import UserError
 from common.nets.mano import TwoHandMano
 from common.nets.mano_files import read_hand_models
-from common.options import MANO_FOLDER, ROOT, Parser
+from common.options import DATA_FOLDER, MANO_FOLDER, Parser
 from common.targets import build_images, build_targets, complete_truth, pose_hands, project_posed
 from common.types import EvalSample, Sample, Targets
 from common.utils.affine import apply_affine
@@ -69,7 +69,7 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__, FORMER)
     parser.add_argument("--set", required=True, help="InterHand26M, MSCOCO, HIC or ReInterHand")
     parser.add_argument("--split", choices=("train", "test"), default="train")
-    parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the datasets (default: data)")
+    parser.add_argument("--data", type=Path, default=DATA_FOLDER, help="folder of the datasets (default: data)")
     parser.add_argument("--cache", type=Path, help="folder of annotation caches (default: in the dataset's own)")
     parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help="folder of MANO_RIGHT.pkl and MANO_LEFT.pkl")
     parser.add_argument(

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.nets.mano_files import read_hand_models
-from common.options import MANO_FOLDER, ROOT, Parser, names_from
+from common.options import DATA_FOLDER, MANO_FOLDER, Parser, names_from
 from common.utils.images import quiet_opencv
 from tool.toy import coco, hic, interhand, reinterhand
 from tool.toy.formats import Plan, check_folder, toy_folder
@@ -68,7 +68,7 @@ def check_args(args: argparse.Namespace) -> None:
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__, {"--out": "--output"})
-    parser.add_argument("--output", type=Path, default=ROOT / "data", help="folder of the datasets (default: data)")
+    parser.add_argument("--output", type=Path, default=DATA_FOLDER, help="folder of the datasets (default: data)")
     parser.add_argument(
         "--sets", type=names_from(WRITERS), default=list(WRITERS), help=f"of {','.join(WRITERS)} (default: all)"
     )

@@ -2,8 +2,8 @@
 
     python tool/make_standin_hand.py [--output DIR] [--seed N] [--left_shapedirs published|repaired]
 
-Writes MANO_RIGHT.pkl and MANO_LEFT.pkl into DIR (default: common/utils/human_model_files/mano of this project). A file
-there that is not a stand-in is never overwritten. `--left_shapedirs published` (the default) gives the left hand's
+Writes MANO_RIGHT.pkl and MANO_LEFT.pkl into DIR (default: where the other commands look for MANO). A file there that
+is not a stand-in is never overwritten. `--left_shapedirs published` (the default) gives the left hand's
 shape modes the wrong sign in x, as in the published left file, which readers repair; `repaired` gives the right one.
 Exit code: 0; 2 with one line on stderr if a file cannot be written or is not a stand-in.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError, error_context
-from common.options import MANO_FOLDER, Parser
+from common.options import MANO_FOLDER, Parser, shown
 from common.utils.files import atomic_write, make_folder
 from common.utils.joints import FINGERS, MANO_JOINTS
 from tool.toy.hand_mesh import FIRST_JOINT, LONG_FINGERS, MM, Anatomy, Mesh, build_anatomy, build_mesh, surface_parts
@@ -71,7 +71,9 @@ def main() -> None:
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__, {"--out": "--output"})
-    parser.add_argument("--output", type=Path, default=MANO_FOLDER, help="folder of the two files")
+    parser.add_argument(
+        "--output", type=Path, default=MANO_FOLDER, help=f"folder of the two files (default: {shown(MANO_FOLDER)})"
+    )
     parser.add_argument("--seed", type=int, default=0, help="varies the proportions slightly (default: 0)")
     parser.add_argument(
         "--left_shapedirs", choices=("published", "repaired"), default="published", help="sign of the left shape modes"
