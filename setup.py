@@ -49,5 +49,6 @@ packages = [name for folder in FOLDERS for name in find_packages(include=[folder
 setup(
     packages=["interwild", *(f"interwild.{name}" for name in packages)],
     package_dir={f"interwild.{name}": name.replace(".", "/") for name in packages},
+    package_data={"interwild.demo": ["page/*"]},
     cmdclass={"build_py": Build, "editable_wheel": Editable},
 )

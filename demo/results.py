@@ -100,7 +100,12 @@ class ResultWriter:
         old.unlink(missing_ok=True)
 
     def write(
-        self, name: str, image: np.ndarray, photo: PhotoHands | Sequence[PersonHands] | Exception, orientation: int = 1
+        self,
+        name: str,
+        image: np.ndarray,
+        photo: PhotoHands | Sequence[PersonHands] | Exception,
+        orientation: int = 1,
+        title: str | None = None,
     ) -> None:
         """Write all files of one photo. Nothing is written if its results are not finite or cannot be drawn.
 
@@ -109,6 +114,7 @@ class ResultWriter:
             image: (H, W, 3) uint8 RGB.
             photo: the hands of the photo's one person, or of each of its people; an exception is raised here.
             orientation: the EXIF orientation that was undone, see `common.utils.images.load_photo`.
+            title: the photo's name inside the files (default: `name`).
 
         Raises:
             UserError: a file cannot be written, or the network's output is not finite.
@@ -116,7 +122,7 @@ class ResultWriter:
         if isinstance(photo, Exception):
             raise photo
         people = [photo] if isinstance(photo, PhotoHands) else list(photo)
-        content = people_to_dict(name, people, self.hand_model, self.note)
+        content = people_to_dict(title or name, people, self.hand_model, self.note)
         if orientation != 1:
             content |= {"exif_orientation": orientation, "turned": TURNS[orientation]}
         meshes = [
@@ -135,7 +141,7 @@ class ResultWriter:
         if "glb" in self.mesh_formats and scene:
             write_glb(self._path("meshes", name, ".glb"), scene)
         if self.html and scene:
-            write_html(self._path("renders", name, ".html"), scene, name)
+            write_html(self._path("renders", name, ".html"), scene, title or name)
         boxes = [
             _person_to_dict(one)
             | {
@@ -237,6 +243,11 @@ def merge_into_shared_camera(hands: Sequence[HandMesh]) -> list[HandMesh]:
     ]
 
 
+def depth_note(photo: PhotoHands) -> str:
+    """What the hands' depths mean: "metric: ..." or "virtual: ..."."""
+    return DEPTH_METRIC if photo.metric else DEPTH_VIRTUAL
+
+
 def camera_to_dict(camera: Camera) -> dict[str, Any]:
     """A camera as data, with its projection formula."""
     kind, unit, formula = ("pinhole", "px", "x = focal_x * X / Z + princpt_x, y likewise")
@@ -303,7 +314,7 @@ def photo_to_dict(name: str, photo: PhotoHands, hand_model: str, note: str = "")
         "hand_model": hand_model,
         "network_note": note,
         "confidence_kind": CONFIDENCE_KIND,
-        "depth": DEPTH_METRIC if photo.metric else DEPTH_VIRTUAL,
+        "depth": depth_note(photo),
         "joint_names": JOINTS,
         "body_box_image_xywh": photo.body_box_image.tolist(),
         "pair": photo.pair,

@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 # Command `interwild-NAME` -> the module whose `main` it runs, below the package or the checkout.
 COMMANDS = {
     "demo": "demo.demo",
+    "web": "demo.web",
     "train": "main.train",
     "test": "main.test",
     "doctor": "tool.doctor",

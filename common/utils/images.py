@@ -24,6 +24,7 @@ TURNS = {
     8: "rotated by 90 degrees counterclockwise",
 }
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+ANIMATIONS = ("GIF", "WEBP", "PNG", "AVIF")  # not MPO, in which phones keep a depth image beside the photo
 
 
 def quiet_opencv() -> None:
@@ -127,6 +128,15 @@ def has_alpha(path: Path) -> bool:
             return False
         with suppress(Exception):  # Pillow's decoders raise almost anything; `load_image` is the judge of damage
             return header.convert("RGBA").getextrema()[3][0] < 255
+    return False
+
+
+def is_animation(path: Path) -> bool:
+    """Whether a file holds several images to be shown one after another, by its header."""
+    with suppress(OSError, ValueError), _open(path) as file:
+        header = _open_header(file)
+        with suppress(Exception):  # damaged frames raise almost anything
+            return bool(header.format in ANIMATIONS and header.is_animated)
     return False
 
 
