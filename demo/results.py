@@ -8,19 +8,18 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.drawing.export import write_glb, write_html, write_obj, write_ply
+from common.drawing.export import merge_into_shared_camera, write_glb, write_html, write_obj, write_ply
 from common.drawing.overlay import draw_boxes, draw_skeletons
 from common.drawing.raster import HandMesh
 from common.drawing.render import HAND_RGB, render_hands
 from common.errors import UserError
 from common.types import SIDES
-from common.utils.camera import Camera, project
+from common.utils.camera import Camera
 from common.utils.files import atomic_write, make_folder, write_image, write_json
 from common.utils.images import TURNS
 from common.utils.joints import JOINTS
@@ -207,40 +206,6 @@ class ResultWriter:
             "hand_model": self.hand_model,
         }
         write_json(self._path("params", name, f"{stem}.json"), params)
-
-
-def merge_into_shared_camera(hands: Sequence[HandMesh]) -> list[HandMesh]:
-    """Move hands with several cameras to where the photo shows them, in the first one's camera.
-
-    Hands that share a camera, such as a pair, move together; those of the first camera stay. Sizes do not change. The
-    distance between virtual cameras, in units of the first one, is a guess, and depths mean nothing; but the hands do
-    not intersect, as they would without it.
-
-    Raises:
-        UserError: the first hand's camera sees it as a point.
-    """
-    groups: dict[int, list[HandMesh]] = {}
-    for hand in hands:
-        groups.setdefault(id(hand.camera), []).append(hand)
-    if len(groups) < 2:
-        return list(hands)
-    camera = hands[0].camera
-    if not np.all(camera.focal):
-        raise UserError("the network predicts a hand without extent; the checkpoint may be damaged or untrained")
-    depth = hands[0].vertices_cam[:, 2].mean()
-    shifts = {id(camera): np.zeros(3)}
-    for group in groups.values():
-        own = group[0].camera
-        if own is not camera:
-            middle = np.concatenate([hand.vertices_cam for hand in group]).mean(0)
-            xy = (project(middle, own) - camera.princpt) / camera.focal
-            shifts[id(own)] = np.append(xy if camera.orthographic else xy * depth, depth) - middle
-    return [
-        hand
-        if hand.camera is camera
-        else replace(hand, vertices_cam=hand.vertices_cam + shifts[id(hand.camera)], camera=camera)
-        for hand in hands
-    ]
 
 
 def depth_note(photo: PhotoHands) -> str:

@@ -18,6 +18,7 @@ import torch
 from inputs import smooth_image_uint8
 from PIL import Image, ImageOps
 
+from common.drawing.export import merge_into_shared_camera
 from common.drawing.raster import HandMesh, rasterize
 from common.errors import UserError
 from common.utils import images
@@ -26,7 +27,6 @@ from common.utils.images import load_image
 from demo import demo, predictor, results
 from demo import run as module
 from demo.predictor import HandPredictor
-from demo.results import merge_into_shared_camera
 from tool.toy.standin_hand import write_standin
 
 SCRIPT = Path(demo.__file__)

@@ -13,6 +13,7 @@ import trimesh
 from inputs import smooth_image_uint8
 
 from common.checkpoint import save_checkpoint
+from common.drawing.export import merge_into_shared_camera
 from common.drawing.raster import HandMesh
 from common.errors import UserError
 from common.types import SIDES
@@ -20,7 +21,6 @@ from common.utils.camera import Camera, project
 from demo import demo
 from demo.people import SAME_HAND
 from demo.predictor import HandPredictor
-from demo.results import merge_into_shared_camera
 from main.build import build_model
 from main.config import config_to_dict
 from main.options import preset_config

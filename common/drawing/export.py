@@ -6,6 +6,8 @@ Everything is in metres. `cam` has x right, y down and z away from the camera; g
 import html
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import trimesh
@@ -15,7 +17,9 @@ from trimesh.visual.material import PBRMaterial
 
 from common.drawing.raster import HandMesh, vertex_normals
 from common.drawing.render import AMBIENT, DIFFUSE, HAND_RGB, TINT
+from common.errors import UserError
 from common.types import SIDES
+from common.utils.camera import project
 from common.utils.files import atomic_write
 
 FRAME = "frame: cam (x right, y down, z away from the camera), unit: metre"
@@ -91,6 +95,40 @@ def write_html(path: str | os.PathLike, hands: list[HandMesh], title: str) -> No
     page = scene_to_html(_scene(hands, lit, glow))
     page = re.sub("<title>.*?</title>", lambda _: f"<title>{title}</title>", page, count=1, flags=re.DOTALL)
     atomic_write(path, page.replace("<body>", f"<body>{caption}", 1).encode("utf-8", "replace"))
+
+
+def merge_into_shared_camera(hands: Sequence[HandMesh]) -> list[HandMesh]:
+    """Move hands with several cameras to where the photo shows them, in the first one's camera.
+
+    Hands that share a camera, such as a pair, move together; those of the first camera stay. Sizes do not change. The
+    distance between virtual cameras, in units of the first one, is a guess, and depths mean nothing; but the hands do
+    not intersect, as they would without it.
+
+    Raises:
+        UserError: the first hand's camera sees it as a point.
+    """
+    groups: dict[int, list[HandMesh]] = {}
+    for hand in hands:
+        groups.setdefault(id(hand.camera), []).append(hand)
+    if len(groups) < 2:
+        return list(hands)
+    camera = hands[0].camera
+    if not np.all(camera.focal):
+        raise UserError("the network predicts a hand without extent; the checkpoint may be damaged or untrained")
+    depth = hands[0].vertices_cam[:, 2].mean()
+    shifts = {id(camera): np.zeros(3)}
+    for group in groups.values():
+        own = group[0].camera
+        if own is not camera:
+            middle = np.concatenate([hand.vertices_cam for hand in group]).mean(0)
+            xy = (project(middle, own) - camera.princpt) / camera.focal
+            shifts[id(own)] = np.append(xy if camera.orthographic else xy * depth, depth) - middle
+    return [
+        hand
+        if hand.camera is camera
+        else replace(hand, vertices_cam=hand.vertices_cam + shifts[id(hand.camera)], camera=camera)
+        for hand in hands
+    ]
 
 
 def _legend() -> str:
