@@ -1,9 +1,13 @@
 """What the demo reports of a person: both hands, where they are, and whose they are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from common.drawing.export import glb, merge_into_shared_camera
+from common.drawing.raster import HandMesh
+from common.drawing.render import render_hands
+from common.types import SIDES
 from common.utils.camera import Camera
 
 
@@ -22,6 +26,7 @@ class Hand:
         camera: projects them to px. Orthographic and virtual unless real intrinsics were given. The hands of a pair
             share one camera and one space; otherwise each hand has its own.
         global_orient: (3,) axis-angle rad; hand_pose: (15, 3); betas: (10,).
+        faces: (1538, 3) vertex indices of the mesh's triangles.
     """
 
     side: str
@@ -35,6 +40,10 @@ class Hand:
     global_orient: np.ndarray
     hand_pose: np.ndarray
     betas: np.ndarray
+    faces: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"Hand({self.side}, confidence {self.confidence:.3g}, {len(self.vertices_cam)} vertices)"
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,7 @@ class PhotoHands:
         pair: whether both hands are placed together, in one camera.
         rel_transl: (3,) m, left wrist - right wrist.
         metric: whether real intrinsics place the hands; otherwise depth and size are the virtual camera's.
+        image: (H, W, 3) uint8 RGB, the photo, if `HandPredictor` was called on it; batches do not keep theirs.
     """
 
     image_size: tuple[int, int]
@@ -65,6 +75,36 @@ class PhotoHands:
     pair: bool
     rel_transl: np.ndarray
     metric: bool
+    image: np.ndarray | None = field(default=None, kw_only=True)
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        hands = [repr(hand) for hand in self.hands] + [f"{side} left out: {why}" for side, why in self.dropped.items()]
+        camera = "metric" if self.metric else "virtual"
+        return f"{type(self).__name__}({width} x {height} px, {camera} camera; {'; '.join(hands)})"
+
+    def meshes(self) -> list[HandMesh]:
+        """The hands' meshes, each before its own camera."""
+        return [HandMesh(hand.vertices_cam, hand.faces, SIDES.index(hand.side), hand.camera) for hand in self.hands]
+
+    def draw(self, image: np.ndarray | None = None, renderer: str = "auto") -> np.ndarray:
+        """The meshes over the photo, as the demo's `NAME_mesh.jpg`: (H, W, 3) uint8 RGB.
+
+        Args:
+            image: the upright photo, where `image` is not kept.
+            renderer: see `common.drawing.render.render_hands`.
+
+        Raises:
+            ValueError: there is no image, or it has another size.
+        """
+        image = self.image if image is None else image
+        if image is None or image.shape[:2] != self.image_size:
+            raise ValueError("draw() needs the photo itself; give it as draw(image)")
+        return render_hands(image, self.meshes(), renderer)
+
+    def scene(self) -> bytes:
+        """The hands as a GLB file, as the demo's `NAME.glb`. Raises ValueError if there is no hand."""
+        return glb(merge_into_shared_camera(self.meshes()))
 
     @property
     def hands(self) -> list[Hand]:
@@ -72,7 +112,7 @@ class PhotoHands:
         return [hand for hand in (self.right, self.left) if hand is not None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PersonHands(PhotoHands):
     """Both hands of one of several people in a photo.
 

@@ -13,7 +13,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,13 @@ class HandPredictor:
         self.network = nn.DataParallel(self.model, self.devices) if len(devices) > 1 else self.model
         self.hand_model_name = model.mano_layer.name
         self.faces = model.mano_layer.faces.cpu().numpy()  # (2, 1538, 3) triangles of vertex indices
+
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"HandPredictor(backbones {config.body_backbone}, {config.hand_backbone} and {config.trans_backbone}; "
+            f"hand model: {self.hand_model_name}; on {self.device})"
+        )
 
     @classmethod
     def load(
@@ -178,7 +185,8 @@ class HandPredictor:
         `prepare` and `predict`.
         """
         array = image if isinstance(image, np.ndarray) else load_photo(Path(image), ignore_exif)[0]
-        return self.predict([self.prepare(array, box_xywh, intrinsics)], hand, min_confidence)[0]
+        photo = self.predict([self.prepare(array, box_xywh, intrinsics)], hand, min_confidence)[0]
+        return replace(photo, image=array)
 
     def prepare_person(self, image: np.ndarray, person: Person, intrinsics: Camera | None = None) -> PreparedPhoto:
         """`prepare` for one of a photo's people."""
@@ -312,6 +320,7 @@ class HandPredictor:
                 global_orient=prediction.mano.global_orient[index],
                 hand_pose=prediction.mano.hand_pose[index],
                 betas=prediction.mano.betas[index],
+                faces=self.faces[index],
             )
 
         hands = {SIDES[index]: report(index) for index in kept}

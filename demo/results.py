@@ -45,7 +45,6 @@ class ResultWriter:
 
     Args:
         folder: where the folders of `FOLDERS` go.
-        faces: (2, F, 3) of the right and the left hand.
         hand_model: the hand model's name, which stands in every file that depends on it.
         mesh_formats: of obj, ply, glb.
         html: also write an interactive page.
@@ -59,14 +58,13 @@ class ResultWriter:
     def __init__(
         self,
         folder: Path,
-        faces: np.ndarray,
         hand_model: str,
         mesh_formats: Sequence[str] = ("obj", "ply", "glb"),
         html: bool = False,
         renderer: str = "auto",
         note: str = "",
     ) -> None:
-        self.folder, self.faces, self.hand_model, self.note = folder, faces, hand_model, note
+        self.folder, self.hand_model, self.note = folder, hand_model, note
         self.mesh_formats, self.html, self.renderer = tuple(mesh_formats), html, renderer
         self._people_before: dict[str, int] = {}  # photo's name -> people of an earlier run
         # A missing renderer or a read-only folder is found now, not after the network has run.
@@ -124,10 +122,7 @@ class ResultWriter:
         content = people_to_dict(title or name, people, self.hand_model, self.note)
         if orientation != 1:
             content |= {"exif_orientation": orientation, "turned": TURNS[orientation]}
-        meshes = [
-            [HandMesh(hand.vertices_cam, self._faces(hand), SIDES.index(hand.side), hand.camera) for hand in one.hands]
-            for one in people
-        ]
+        meshes = [one.meshes() for one in people]
         scene = merge_into_shared_camera([hand for hands in meshes for hand in hands])
         images = self._draw(image, people, meshes)
         stems = [name if len(people) == 1 else f"{name}_person{number}" for number in range(1, len(people) + 1)]
@@ -154,9 +149,6 @@ class ResultWriter:
 
     def _path(self, folder: str, name: str, ending: str) -> Path:
         return self.folder / folder / (name + ending)
-
-    def _faces(self, hand: Hand) -> np.ndarray:
-        return self.faces[SIDES.index(hand.side)]
 
     def _remove_stale(self, name: str, people: Mapping[str, PhotoHands], any_hand: bool) -> None:
         """Remove an earlier run's files of people and hands that are left out now. `people`: stem of files -> hands."""
@@ -191,7 +183,7 @@ class ResultWriter:
         return {"box": box, "skeleton": skeleton, "mesh": mesh, "side": side}
 
     def _write_hand(self, name: str, hand: Hand, photo: PhotoHands) -> None:
-        stem, faces = f"_{hand.side}", self._faces(hand)
+        stem, faces = f"_{hand.side}", hand.faces
         if "obj" in self.mesh_formats:
             write_obj(self._path("meshes", name, f"{stem}.obj"), hand.vertices_cam, faces)
         if "ply" in self.mesh_formats:

@@ -98,7 +98,6 @@ def run(args: argparse.Namespace, names: Mapping[Path, str]) -> None:
         detector = load_once() if args.people == "auto" and boxes is None else None
         writer = ResultWriter(
             args.output,
-            predictor.faces,
             predictor.hand_model_name,
             args.mesh_formats,
             args.html,

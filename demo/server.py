@@ -84,7 +84,7 @@ class Page:
         self.predictor, self.folder, self.max_pixels = predictor, folder, max_pixels
         make_folder(folder / "uploads")
         self.writer = ResultWriter(
-            folder, predictor.faces, predictor.hand_model_name, ("obj", "glb"), html=True, renderer=renderer
+            folder, predictor.hand_model_name, ("obj", "glb"), html=True, renderer=renderer, note=predictor.note
         )
         self.files: dict[str, dict[str, Path]] = {}  # id of a result -> path of the address -> file
         self.order: deque[str] = deque()
@@ -208,6 +208,7 @@ class Page:
             "name": name,
             "hand_model": self.predictor.hand_model_name,
             "depth": depth_note(photo),
+            "note": self.predictor.note,
             "pair": photo.pair,
             "has_3d": bool(sides),
             "hands": {

@@ -149,7 +149,7 @@ def hand_at(side: str, x: float, y: float, size: float = 80) -> Hand:
     zeros = np.zeros
     camera = Camera(np.ones(2), zeros(2), orthographic=True)
     return Hand(side, 0.5, zeros(4), joints, zeros(21), zeros((778, 3)), zeros((21, 3)), camera, zeros(3),
-                zeros((15, 3)), zeros(10))  # fmt: skip
+                zeros((15, 3)), zeros(10), zeros((1538, 3), int))  # fmt: skip
 
 
 def person_with(right: Hand | None, left: Hand | None) -> PhotoHands:

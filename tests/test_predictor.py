@@ -15,7 +15,7 @@ from common.utils.camera import Camera, project
 from common.utils.images import load_image
 from demo.hands import PhotoHands
 from demo.predictor import HandPredictor
-from demo.results import camera_to_dict, photo_to_dict
+from demo.results import ResultWriter, camera_to_dict, photo_to_dict
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +224,22 @@ def test_a_network_says_what_its_results_are_not_for(small_snapshot, mano_folder
         assert predictor.note == note
     result = photo_to_dict("x", predictor(image), "a hand", predictor.note)
     assert result["network_note"] == UNTRAINED_NOTE and "not a probability" in result["confidence_kind"]
+
+
+def test_in_a_notebook(predictor, image, photo, tmp_path):
+    """Objects print as a line; the overlay and the scene are those that the demo writes."""
+    assert "resnet18" in repr(predictor) and "300 x 240 px" in repr(photo) and len(repr(photo)) < 200
+    ResultWriter(tmp_path, predictor.hand_model_name).write("photo", np.ascontiguousarray(image), photo)
+    assert photo.scene() == (tmp_path / "meshes" / "photo.glb").read_bytes()
+    drawn, written = photo.draw(), load_image(tmp_path / "renders" / "photo_mesh.jpg")
+    assert drawn.shape == image.shape and np.abs(drawn - written.astype(int)).mean() < 4
+    batched = predictor.predict([predictor.prepare(image)])[0]
+    np.testing.assert_array_equal(batched.draw(image), drawn)
+    for bad in (None, image[1:]):
+        with pytest.raises(ValueError, match="draw"):
+            batched.draw(bad)
+    with pytest.raises(ValueError, match="no hand"):
+        predictor(image, min_confidence=1.0).scene()
 
 
 def test_what_is_not_finite_is_refused(predictor, image):

@@ -63,19 +63,28 @@ def write_ply(path: str | os.PathLike, vertices_cam: np.ndarray, faces: np.ndarr
 
 
 def write_glb(path: str | os.PathLike, hands: list[HandMesh]) -> None:
-    """Write hands as one GLB scene with a node per hand: `right_hand`, `left_hand`; of more people `right_hand_2`, ...
+    """Write hands as a GLB scene, see `glb`.
+
+    Raises:
+        ValueError: no hands, or a vertex is not finite.
+        UserError: the file cannot be written.
+    """
+    atomic_write(path, glb(hands))
+
+
+def glb(hands: list[HandMesh]) -> bytes:
+    """The content of a GLB file, with a node per hand: `right_hand`, `left_hand`; of more people `right_hand_2`, ...
 
     The hands' common center is moved to the origin, where viewers look. The scene's extras hold it:
     vertices_cam = (1, -1, -1) * position + centre_cam.
 
     Raises:
         ValueError: no hands, or a vertex is not finite.
-        UserError: the file cannot be written.
     """
     # A glTF colour is proportional to light; ours are sRGB.
     srgb = np.asarray(HAND_RGB)
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    atomic_write(path, _scene(hands, linear).export(file_type="glb"))
+    return _scene(hands, linear).export(file_type="glb")
 
 
 def write_html(path: str | os.PathLike, hands: list[HandMesh], title: str) -> None:

@@ -35,6 +35,7 @@ function show(content) {
   const lines = hands.map(([side, hand]) => fact(`${side} hand`, hand.dropped ? `left out: ${hand.dropped}`
     : `confidence ${hand.confidence.toPrecision(3)}`));
   lines.push(fact("depth", content.depth), fact("hand model", content.hand_model));
+  if (content.note) lines.push(fact("network", content.note));
   const note = document.createElement("small");
   note.textContent = "Confidence is the height of the detector's heatmap, 0 to 1: a number to compare photos of one "
     + "network by, not a probability.";
