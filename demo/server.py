@@ -84,7 +84,12 @@ class Page:
         self.predictor, self.folder, self.max_pixels = predictor, folder, max_pixels
         make_folder(folder / "uploads")
         self.writer = ResultWriter(
-            folder, predictor.hand_model_name, ("obj", "glb"), html=True, renderer=renderer, note=predictor.note
+            folder,
+            predictor.hand_model_name,
+            ("obj", "glb"),
+            html=True,
+            renderer=renderer,
+            note=predictor.note,
         )
         self.files: dict[str, dict[str, Path]] = {}  # id of a result -> path of the address -> file
         self.order: deque[str] = deque()
