@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "main.train",
     "test": "main.test",
     "doctor": "tool.doctor",
+    "export": "tool.export",
     "standin": "tool.make_standin_hand",
 }
 PREFIX = "interwild."
