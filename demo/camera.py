@@ -40,6 +40,7 @@ from demo.video_hands import (
 HOLD = 0.25  # s that a hand or a person who is missing is still reported
 STALLED = 10.0  # s without a frame: the camera is gone
 POLL = 0.1  # s between looks at whether to stop
+MAX_PROBLEMS = 20  # that are reported; a camera may run for days
 BOX_HISTORY = 12  # detections that a person's box is smoothed over
 TIME_BASE = Fraction(1, 90_000)  # s, of the overlay's time stamps
 
@@ -203,17 +204,32 @@ class Live:
             self._begin_shot(frame.time)
         self.times.append(frame.time)
         self.shots.append(self._shot)
-        found = detect(frame, self.options, frame.time >= self._next_detection - 1e-9, self.seconds)
-        if found is not None:
-            boxes, scores, wrong = found
-            self.problems += wrong
-            self._tracker.update(frame.time, boxes, scores)
-            self._next_detection = frame.time + self.options.detect_every
+        self._detect(frame)
         here = self._people_in(frame)
         self._observe(frame, here)
         self._waiting.append((frame, [person for person, _ in here]))
         while self._waiting and self._waiting[0][0].time <= frame.time - self.delay + 1e-9:
             yield self._emit()
+
+    def _detect(self, frame: Frame) -> None:
+        """Find people, if it is time to. A detector that fails costs a detection, not what was seen before."""
+        is_due = frame.time >= self._next_detection - 1e-9
+        if is_due:
+            self._next_detection = frame.time + self.options.detect_every
+        try:
+            found = detect(frame, self.options, is_due, self.seconds)
+        except UserError as error:
+            self._note(str(error))
+            return
+        if found is not None:
+            boxes, scores, wrong = found
+            for problem in wrong:
+                self._note(problem)
+            self._tracker.update(frame.time, boxes, scores)
+
+    def _note(self, problem: str) -> None:
+        if problem not in self.problems and len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(problem)
 
     def finish(self) -> Iterator[tuple[Frame, list[dict[str, np.ndarray]]]]:
         """The frames that still wait."""
@@ -388,7 +404,7 @@ def process_camera(
                 break
         for done in live.finish():
             write(*done)
-    problems = list(dict.fromkeys(live.problems))
+    problems = live.problems
     if frames.ended and not isinstance(capture, FileCapture):
         problems.append(f"camera {name} stopped after {live.times[-1]:.1f} s: it was unplugged, or its stream ended")
     table = join_rows(parts)

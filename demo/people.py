@@ -340,7 +340,8 @@ def neighbours_hands(joints_image: np.ndarray, shown: np.ndarray, boxes_image: n
             if p == q or owners[p, side_p] >= 0 or owners[q, side_q] >= 0:
                 continue
             a, b = middles[p, side_p], middles[q, side_q]
-            if np.linalg.norm(a - b) >= SAME_HAND * (sizes[p, side_p] + sizes[q, side_q]) / 2:
+            # Nothing is said of a hand that is not finite.
+            if not np.linalg.norm(a - b) < SAME_HAND * (sizes[p, side_p] + sizes[q, side_q]) / 2:
                 continue
             to_p, to_q = (_distance_in_boxes((a + b) / 2, boxes_image[n]) for n in (p, q))
             if to_p <= to_q:

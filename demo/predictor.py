@@ -80,6 +80,7 @@ class HandPredictor:
         self.note = note
         self.devices = list(devices)
         self.device = devices[0]
+        self._detectors: dict[str, Detector] = {}
         self.model = prepare_inference(model, self.device)
         self.network = nn.DataParallel(self.model, self.devices) if len(devices) > 1 else self.model
         self.hand_model_name = model.mano_layer.name
@@ -227,7 +228,7 @@ class HandPredictor:
         if boxes is not None:
             found, problems = given_people(np.asarray(boxes), size)
         else:
-            detect = load_detector(detector, self.device) if isinstance(detector, str) else detector
+            detect = self._detector(detector) if isinstance(detector, str) else detector
             found, problems = choose_people(detect_people(detect, [array])[0], size, min_person, max_people)
         for problem in problems:
             warnings.warn(problem, stacklevel=2)
@@ -236,6 +237,12 @@ class HandPredictor:
             crops = [self.prepare_person(array, person, intrinsics) for person in found[start : start + PEOPLE_BATCH]]
             results += self.predict(crops, hand, min_confidence)
         return report_people(found, results)
+
+    def _detector(self, name: str) -> Detector:
+        """A person detector by its name, loaded once."""
+        if name not in self._detectors:
+            self._detectors[name] = load_detector(name, self.device)
+        return self._detectors[name]
 
     @torch.inference_mode()
     def _run(self, photos: Sequence[PreparedPhoto], hand: str) -> list[tuple[PreparedPhoto, tuple[Arrays, Arrays]]]:

@@ -344,10 +344,13 @@ def draw_frame(
     """A frame with the hands of these rows drawn over it; the people with larger boxes last, on top."""
     if not len(rows):
         return image
-    if "mesh" in layers:
-        image = render_hands(image, meshes_of_rows(predictor, table, rows, virtual))
-    for person in sorted(set(table["person"][rows].tolist())):
-        own = rows[table["person"][rows] == person]
+    meshes = meshes_of_rows(predictor, table, rows, virtual) if "mesh" in layers else []
+    corners, people = table["person_box_image"][rows].astype(np.float64), table["person"][rows]
+    nearest_last = rows[np.argsort((corners[:, 2:] - corners[:, :2]).prod(1), kind="stable")]
+    for person in dict.fromkeys(table["person"][nearest_last].tolist()):
+        own = rows[people == person]
+        if meshes:  # virtual depths of two people cannot be compared
+            image = render_hands(image, [meshes[place] for place in np.flatnonzero(people == person)])
         shown, boxes, scores = np.zeros(2, bool), np.zeros((2, 4)), np.zeros(2)
         joints = np.zeros((2, len(JOINTS), 2))
         for row in own.tolist():

@@ -22,7 +22,7 @@ from demo.predictor import HandPredictor
 from demo.show import LiveView
 from demo.tracking import Track
 from demo.video import Frame, VideoReader
-from demo.video_hands import VideoOptions, join_rows
+from demo.video_hands import VideoOptions, draw_frame, join_rows
 from main.build import build_model
 from main.config import config_to_dict
 from main.options import preset_config
@@ -174,6 +174,21 @@ def test_nobody_for_a_second_is_the_whole_frame(predictor: HandPredictor) -> Non
     assert [person.source for person in live.people] == ["photo"] and table["frame"].min() == 11
 
 
+def test_a_detector_that_fails_is_said_once(predictor: HandPredictor) -> None:
+    """And what it found before goes on: it fails at one of the detections."""
+    calls = []
+
+    def fails(images: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        calls.append(0)
+        if len(calls) in (3, 5):
+            raise ValueError("cannot look")
+        return two_people(images)
+
+    _, table, live = run_live(predictor, textured(14), VideoOptions(detector=fails), delay=0.0)
+    assert live.problems == ["the person detector failed: ValueError: cannot look"]
+    assert [person.id for person in live.people] == [1, 2] and set(table["frame"]) == set(range(2, 14))
+
+
 def test_a_cut_ends_people(predictor: HandPredictor) -> None:
     dark = [np.full((*SIZE, 3), (200, 20, 10), np.uint8)] * 5
     _, table, live = run_live(predictor, textured(6) + dark, VideoOptions(detector=two_people), delay=0.2)
@@ -239,6 +254,25 @@ def test_unplugged_and_stopped(predictor: HandPredictor, tmp_path: Path) -> None
     with pytest.raises(UserError, match="gives no frame"):
         process_camera(Simulated(0), "0", tmp_path / "c", predictor, VideoOptions())
     assert not (tmp_path / "c").exists()
+
+
+def test_people_with_larger_boxes_are_drawn_on_top(predictor: HandPredictor) -> None:
+    """Two people's same hand at one place, in two shapes: the pixels of both are those of the larger box's."""
+    _, table, _ = run_live(predictor, textured(1), VideoOptions(smooth=0), 0.0)
+    rows = {name: np.concatenate((values[:1], values[:1])) for name, values in table.items()}
+    rows["person"], rows["betas"][1] = np.array([1, 2]), rows["betas"][1] + 0.5
+    blank = np.zeros((*SIZE, 3), np.uint8)
+
+    def draw(*chosen: int) -> np.ndarray:
+        return draw_frame(blank, rows, np.array(chosen), predictor, ("mesh",), True)
+
+    for larger in (0, 1):
+        rows["person_box_image"] = np.array([[0, 0, 50, 50.0]] * 2)
+        rows["person_box_image"][larger] = 0, 0, 60, 60
+        front = draw(larger)
+        inside = cv2.erode((front > 0).any(2).astype(np.uint8), np.ones((3, 3))) > 0
+        both, back = draw(0, 1), draw(1 - larger)
+        assert (both == front)[inside].mean() > 0.97 > 0.5 > (both == back)[inside].mean()
 
 
 def test_the_view_in_a_browser() -> None:

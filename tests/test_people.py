@@ -19,6 +19,7 @@ from demo.people import (
     drop_neighbours_hands,
     given_people,
     load_detector,
+    neighbours_hands,
     read_boxes,
 )
 
@@ -173,3 +174,9 @@ def test_hands_that_only_touch_both_stay() -> None:
     who = [Person(1, "boxes", 1, np.array([0, 0, 400, 600])), Person(2, "boxes", 1, np.array([300, 0, 700, 600]))]
     results = [person_with(None, hand_at("left", 330, 300)), person_with(hand_at("right", 370, 300), None)]
     assert [len(result.hands) for result in drop_neighbours_hands(who, results)] == [1, 1]
+
+
+def test_a_hand_that_is_not_finite_takes_no_other() -> None:
+    joints = np.stack([np.full((2, 21, 2), np.nan), np.random.default_rng(0).uniform(0, 50, (2, 21, 2))])
+    boxes = np.array([[0, 0, 100, 100], [50, 0, 150, 100.0]])
+    assert (neighbours_hands(joints, np.ones((2, 2), bool), boxes) == -1).all()

@@ -157,6 +157,18 @@ def test_python_gives_the_same_people(run, predictor, tmp_path) -> None:
             np.testing.assert_allclose(hand.joints_image, entry["hands"][hand.side]["joints_image"], atol=1e-3)
 
 
+def test_python_takes_a_function_as_detector(predictor: HandPredictor) -> None:
+    """Boxes that are not finite give a warning; nobody found is the whole photo, with the hands of a plain call."""
+    image = smooth_image_uint8(3, 200, 405)
+    boxes, scores = np.array([[0, 0, 150, 200], [np.nan, 0, 9, 9], [180, 0, 330, 200]]), np.array([0.9, 0.8, 0.6])
+    with pytest.warns(UserWarning, match="not finite: left out"):
+        people = predictor.people(image, detector=lambda images: [(boxes, scores) for _ in images])
+    assert [(one.id, one.source, one.score) for one in people] == [(1, "detector", 0.9), (2, "detector", 0.6)]
+    (alone,) = predictor.people(image, detector=lambda images: [([], []) for _ in images])
+    assert alone.source == "photo" and alone.box_image.tolist() == [0, 0, 405, 200]
+    np.testing.assert_array_equal(alone.right.joints_cam, predictor(image).right.joints_cam)
+
+
 def test_fewer_people_than_before_leave_no_files(run) -> None:
     """The files of three people go when the photo is done again as one person's."""
     run({"a.png": CROWDS["three.png"]})
