@@ -1,1 +1,7 @@
 """From photos to results."""
+
+import os
+
+# Threads of OpenMP that wait for work spin by default. On a machine that other programs use, a photo then takes many
+# times as long. OpenMP reads this when PyTorch loads it, so it cannot wait for a call.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")

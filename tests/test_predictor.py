@@ -1,6 +1,10 @@
 """The Python way in: from photo to typed result, in the photo's own pixels."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -270,3 +274,16 @@ def test_a_config_of_another_version(small_snapshot, mano_folder, tmp_path):
         torch.save({**content, "config": config}, path)
         with pytest.raises(UserError, match="its config"):
             HandPredictor.load(path, mano_folder, ["cpu"])
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [(None, "PASSIVE"), ("active", "ACTIVE")])
+def test_threads_that_wait_do_not_spin(chosen, expected):
+    """OpenMP says so itself when PyTorch loads it; the user's own choice stays."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP", "GOMP"))}
+    environment |= {"OMP_DISPLAY_ENV": "true"} | ({"OMP_WAIT_POLICY": chosen} if chosen else {})
+    command = [sys.executable, "-c", "import demo, torch"]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, env=environment, capture_output=True, text=True)
+    found = re.findall("OMP_WAIT_POLICY ?= ?'?([A-Za-z]+)", done.stderr)
+    if not found:
+        pytest.skip("this build of PyTorch has another OpenMP")
+    assert {policy.upper() for policy in found} == {expected}
