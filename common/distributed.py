@@ -129,6 +129,11 @@ def _torchrun_ranks() -> tuple[int, int, int]:
     return rank, world, local
 
 
+def usable_cores() -> int:
+    """The number of CPU cores that this process may use, which a job's share of a machine limits."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def end_with_parent() -> None:
     """Have Linux kill this process as soon as its parent is gone, even by SIGKILL; no effect on other systems.
 
@@ -146,7 +151,7 @@ def _child(run: Callable[[ProcessInfo], int | None], process: ProcessInfo, folde
     for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the parent passes them on as SIGTERM
         signal.signal(number, signal.SIG_IGN)
     if process.device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // process.world))
+        torch.set_num_threads(max(1, usable_cores() // process.world))
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all run on this machine, whatever its name resolves to
     try:
         code = _run_in_group(run, process, f"file://{folder}/store")

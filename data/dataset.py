@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler, default_collate
 
+from common.distributed import usable_cores
 from common.errors import WORKER_KILLED, UserError, error_context, explain_failure
 from common.targets import make_eval_sample, make_sample
 from common.types import Annotation, EvalSample, Sample
@@ -299,8 +300,7 @@ def loader_workers(limit: int, processes: int, batches: int | None = None) -> in
         processes: of this machine, which share the cores that this job may use.
         batches: that the loader makes; more workers than that would have nothing to do.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(limit, max(1, cores // processes), limit if batches is None else batches)
+    return min(limit, max(1, usable_cores() // processes), limit if batches is None else batches)
 
 
 def check_machine(workers: int, batch_bytes: int) -> None:
