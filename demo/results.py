@@ -135,7 +135,8 @@ class ResultWriter:
         if "glb" in self.mesh_formats and scene:
             write_glb(self._path("meshes", name, ".glb"), scene)
         if self.html and scene:
-            write_html(self._path("renders", name, ".html"), scene, title or name)
+            notes = (f"Hand model: {self.hand_model}.", self.note)
+            write_html(self._path("renders", name, ".html"), scene, title or name, image, notes)
         boxes = [
             _person_to_dict(one)
             | {

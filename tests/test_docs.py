@@ -220,9 +220,11 @@ def find(*start: str) -> Command:
 
 def test_first_steps_work_as_written(project):
     """From nothing to a demo without licensed files; then the README's Python, and the doctor. Only the network is
-    smaller than written. The demo's files hold what docs/formats.md says."""
+    smaller than written, and the untrained one for the Python, too. The demo's files hold what docs/formats.md says."""
     program = project / "program.py"
-    program.write_text(next(block.text for block in blocks(ROOT / "README.md", "python")))
+    text = next(block.text for block in blocks(ROOT / "README.md", "python"))
+    assert "demo/snapshot_6.pth" in text
+    program.write_text(text.replace("demo/snapshot_6.pth", "demo/untrained.pth"))
     demo = find("python", "demo/demo.py")
     photo = next(word for word in demo.words if word.endswith(".jpg"))
     image = np.random.default_rng(0).integers(0, 255, (120, 90, 3), np.uint8)

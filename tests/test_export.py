@@ -6,6 +6,7 @@ import json
 import re
 import struct
 
+import cv2
 import numpy as np
 import pytest
 import trimesh
@@ -99,8 +100,13 @@ def test_hands_of_several_people_keep_names_of_their_own(tmp_path, hands):
 
 
 def test_page_holds_all_it_needs(tmp_path, hands):
-    write_html(tmp_path / "a.html", hands, "<script>two & hands")
+    photo = np.zeros((1200, 800, 3), np.uint8)
+    write_html(tmp_path / "a.html", hands, "<script>two & hands", photo, ["", "a <note>"])
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    picture = re.search(r'<img alt="photo" src="data:image/jpeg;base64,([^"]+)">', page)
+    assert cv2.imdecode(np.frombuffer(base64.b64decode(picture[1]), np.uint8), 1).shape == (480, 320, 3)
+    assert "a &lt;note&gt;" in page and "Reset view" in page
+    page = page.replace(picture[0], "")
     assert "<title>&lt;script&gt;two &amp; hands</title>" in page and "<script>two" not in page
     tags = re.findall(r"<(?:script|link|img|iframe|a)\b[^>]*>", page)
     assert tags and not [tag for tag in tags if re.search(r"\b(?:src|href)\s*=", tag)]

@@ -3,12 +3,14 @@
 Everything is in metres. `cam` has x right, y down and z away from the camera; glTF has y up and z towards the viewer.
 """
 
+import base64
 import html
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import trimesh
 from trimesh.viewer.notebook import scene_to_html
@@ -26,6 +28,33 @@ FRAME = "frame: cam (x right, y down, z away from the camera), unit: metre"
 CAM_TO_GLTF = np.array([1.0, -1.0, -1.0])
 ROUGHNESS = 0.7  # as dull as skin
 PAGE_LAMP = 1.75  # intensity of the lamp in trimesh's page
+PAGE_PHOTO = 480  # px, longer side of the photo in the page, at most
+PAGE_OVERLAY = """
+<style>
+.beside {{ position: fixed; left: 8px; right: 8px; font: 14px/1.4 sans-serif; color: #444; overflow-wrap: anywhere;
+  pointer-events: none; }}
+.beside img {{ display: block; max-width: 30vw; max-height: 28vh; margin-bottom: 8px; border-radius: 4px; }}
+.beside button {{ font: inherit; padding: 4px 10px; pointer-events: auto; }}
+</style>
+<div class="beside" style="top: 8px">{photo}<button onclick="controls.reset(); render()">Reset view</button></div>
+<div class="beside" style="bottom: 8px">{caption}</div>
+"""
+# The camera's angle is that of the height; below an aspect of 3 : 2 it grows, so that the hands fit the width. The
+# names are those of trimesh's page.
+PAGE_SCRIPT = """<script>
+function fitWidth() {
+  const angle = camera.userData.angle ??= camera.fov * Math.PI / 180, aspect = innerWidth / innerHeight;
+  camera.fov = 2 * Math.atan(Math.tan(angle / 2) / Math.min(1, aspect / 1.5)) * 180 / Math.PI;
+  camera.updateProjectionMatrix();
+  render();
+}
+const waiting = setInterval(() => {
+  if (!controls) return;
+  clearInterval(waiting);
+  addEventListener("resize", fitWidth);
+  fitWidth();
+}, 50);
+</script>"""
 
 
 def write_obj(path: str | os.PathLike, vertices_cam: np.ndarray, faces: np.ndarray) -> None:
@@ -87,23 +116,45 @@ def glb(hands: list[HandMesh]) -> bytes:
     return _scene(hands, linear).export(file_type="glb")
 
 
-def write_html(path: str | os.PathLike, hands: list[HandMesh], title: str) -> None:
+def write_html(
+    path: str | os.PathLike,
+    hands: list[HandMesh],
+    title: str,
+    photo_rgb: np.ndarray | None = None,
+    notes: Sequence[str] = (),
+) -> None:
     """Write hands as an interactive page, which loads nothing from a network.
+
+    Args:
+        title: of the page and of its caption.
+        photo_rgb: (H, W, 3) uint8, shown small beside the hands.
+        notes: texts below the caption, such as the hand model's name; empty ones are left out.
 
     Raises:
         ValueError: no hands, or a vertex is not finite.
         UserError: the file cannot be written.
     """
     title = html.escape(title)
-    caption = (
-        '<div style="position: fixed; left: 16px; bottom: 12px; font: 14px sans-serif; color: #555">'
-        f"{title}: {_legend()}. Drag to turn, scroll to zoom, right-drag to move.</div>"
-    )
+    lines = [f"<b>{title}</b>: {_legend()}", "Drag to turn, scroll to zoom, right-drag to move."]
+    lines += [html.escape(note) for note in notes if note]
+    overlay = PAGE_OVERLAY.format(photo=_photo_tag(photo_rgb), caption="<br>".join(lines))
     # The page has one lamp and no ambient light; a little emission gives the look of the overlay.
     lit, glow = np.full((2, 3), DIFFUSE / PAGE_LAMP), AMBIENT + TINT * np.asarray(HAND_RGB)
     page = scene_to_html(_scene(hands, lit, glow))
     page = re.sub("<title>.*?</title>", lambda _: f"<title>{title}</title>", page, count=1, flags=re.DOTALL)
-    atomic_write(path, page.replace("<body>", f"<body>{caption}", 1).encode("utf-8", "replace"))
+    page = page.replace("<body>", f"<body>{overlay}", 1)
+    begin, end = page.rsplit("</body>", 1)
+    atomic_write(path, f"{begin}{PAGE_SCRIPT}</body>{end}".encode("utf-8", "replace"))
+
+
+def _photo_tag(photo_rgb: np.ndarray | None) -> str:
+    """The photo as an HTML element that holds its data; empty without a photo."""
+    if photo_rgb is None:
+        return ""
+    scale = min(1.0, PAGE_PHOTO / max(photo_rgb.shape[:2]))
+    size = [max(1, round(length * scale)) for length in photo_rgb.shape[1::-1]]
+    data = cv2.imencode(".jpg", cv2.resize(photo_rgb[..., ::-1], size, interpolation=cv2.INTER_AREA))[1]
+    return f'<img alt="photo" src="data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}">'
 
 
 def merge_into_shared_camera(hands: Sequence[HandMesh]) -> list[HandMesh]:
