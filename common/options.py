@@ -32,6 +32,9 @@ def shown(path: Path) -> str:
     return path.relative_to(ROOT).as_posix() if ROOT in path.parents else str(path)
 
 
+# Trained on InterHand2.6M, MSCOCO and Re:InterHand (Mugsy cameras), the one that the published demo uses.
+CHECKPOINT_URL = "https://drive.google.com/file/d/1zZy3L6zrHJtWMUEJFonqDtRG9XGHabN1"
+
 GPU_HELP = "GPUs to use, e.g. 0, 0-3 or 0,2, or cpu (default: all GPUs, else the CPU)"
 MANO_HELP = f"folder of MANO_RIGHT.pkl and MANO_LEFT.pkl (default: {shown(MANO_FOLDER)})"
 DATA_HELP = "folder of the datasets (default: data)"

@@ -47,6 +47,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common.errors import UserError, one_line, run_main
 from common.options import (
     CHECKPOINT,
+    CHECKPOINT_URL,
     DEMO_FOLDER,
     GPU_HELP,
     HAND_MODES,
@@ -55,6 +56,7 @@ from common.options import (
     MANO_HELP,
     MESH_FORMATS,
     RENDERERS,
+    UNTRAINED,
     VIDEO_SUFFIXES,
     Parser,
     shown,
@@ -66,6 +68,13 @@ MAX_FOCAL_PIXELS, MAX_BATCH = 1e6, 4096
 
 def main() -> None:
     args = parse_args()
+    missing = list_missing(args)
+    if not any(step.startswith("photos: ") for step in missing):
+        find_images(args.input)  # a wrong --input is a mistake, and told first
+    if len(missing) > 1:
+        steps = "\n".join(f"  {number}. {step}" for number, step in enumerate(missing, 1))
+        print(f"The demo needs, in this order:\n{steps}", file=sys.stderr)
+        raise UserError(f"{len(missing)} things are missing; see above")
     names = name_outputs(find_images(args.input), several=args.people == "auto" or args.boxes is not None)
     for file in find_other_files(args.input):
         print(one_line(f"not a photo or video, skipped: {file}"), file=sys.stderr)
@@ -73,6 +82,25 @@ def main() -> None:
     from demo.run import run  # imports torch, which takes seconds: --help and mistakes are answered before
 
     run(args, names)
+
+
+def list_missing(args: argparse.Namespace) -> list[str]:
+    """What to do, step by step, about files that the demo needs and that are not there."""
+    photos = DEMO_FOLDER / "images"
+    steps = []
+    if not any((folder / "MANO_RIGHT.pkl").exists() for folder in (args.mano, args.mano / "mano")):
+        steps.append(
+            f"the hand model: MANO_RIGHT.pkl and MANO_LEFT.pkl from https://mano.is.tue.mpg.de into {args.mano}, or a "
+            "generated hand: python tool/make_standin_hand.py"
+        )
+    if not args.checkpoint.exists():
+        steps.append(
+            f"a network: {CHECKPOINT_URL} as {args.checkpoint}, or an untrained one: python "
+            f"tool/make_checkpoint.py --init random, and then here --checkpoint {UNTRAINED}"
+        )
+    if args.input == [str(photos)] and not (photos.is_dir() and any(map(_is_photo, _visible_files(photos)))):
+        steps.append(f"photos: put them into {photos}, or name them with --input")
+    return steps
 
 
 def parse_args() -> argparse.Namespace:
@@ -95,7 +123,7 @@ def parse_args() -> argparse.Namespace:
         "--hand",
         choices=HAND_MODES,
         default="both",
-        help="hands to report; auto leaves out the less confident one if both boxes are on one hand (default: both)",
+        help="hands to report; auto: drop the less confident one of two boxes that are nearly the same (default: both)",
     )
     parser.add_argument("--min_confidence", type=fraction, default=0.0, help="leave out hands below this, 0 to 1")
     parser.add_argument(

@@ -459,6 +459,17 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path):
     assert script("--min_confidence", "2").returncode == 2
 
 
+def test_everything_that_is_missing_is_listed_at_once(tmp_path, monkeypatch, capsys):
+    """In the order in which it is needed, with what to do; before anything heavy is loaded."""
+    arguments = ["--mano", str(tmp_path), "--checkpoint", str(tmp_path / "no.pth")]
+    monkeypatch.setattr(sys, "argv", ["demo.py", *arguments])
+    with pytest.raises(UserError, match="2 things are missing"):
+        demo.main()
+    steps = capsys.readouterr().err.splitlines()
+    assert [step[:16] for step in steps[1:]] == ["  1. the hand mo", "  2. a network: "]
+    assert "make_standin_hand.py" in steps[1] and "make_checkpoint.py" in steps[2]
+
+
 def test_help_loads_nothing_heavy():
     """--help answers at once: neither torch nor OpenCV nor numpy is imported for it."""
     done = subprocess.run([sys.executable, "-X", "importtime", str(SCRIPT), "--help"], capture_output=True, text=True)

@@ -25,6 +25,7 @@ from common.errors import UserError
 from common.nets.mano_files import WHERE_TO_GET, read_hand_models
 from common.options import (
     CHECKPOINT,
+    CHECKPOINT_URL,
     DATA_FOLDER,
     MANO_FOLDER,
     OUTPUT_FOLDER,
@@ -40,8 +41,6 @@ from data import layouts
 from main.build import load_model
 from tool.checks.datasets import Options, Report, check_magnitude, check_split, name_some, span
 
-# Trained on InterHand2.6M, MSCOCO and Re:InterHand (Mugsy cameras), the one that the published demo uses.
-CHECKPOINT_URL = "https://drive.google.com/file/d/1zZy3L6zrHJtWMUEJFonqDtRG9XGHabN1"
 SNAPSHOT_FROM = (
     f"get the published checkpoint, {CHECKPOINT_URL}, as {shown(CHECKPOINT)}, or try with an untrained one, "
     f"{shown(UNTRAINED)}: python tool/make_checkpoint.py"
