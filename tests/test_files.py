@@ -68,6 +68,11 @@ def test_a_missing_folder_and_a_folder_in_the_way_are_named(tmp_path):
     assert os.listdir(tmp_path) == ["d"]
 
 
+def test_a_name_too_long_is_told(tmp_path):
+    with pytest.raises(UserError, match="choose a shorter name"):
+        atomic_write(tmp_path / ("x" * 300), b"x")
+
+
 def test_json_takes_numpy_and_rejects_nan(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"box": np.array([1.5, 2]), "score": np.float32(0.5), "name": "Hände", "none": None})

@@ -17,7 +17,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from common.checkpoint import load_network, read_checkpoint, save_checkpoint
 from common.devices import parse_devices
@@ -25,17 +24,14 @@ from common.errors import UserError, one_line
 from common.nets.mano_files import read_hand_models, read_pickle
 from common.options import ROOT
 from common.utils.images import exif_orientation, has_alpha, image_size, load_image, load_photo
-from data.reading import read_json, read_mesh
-from data.ReInterHand.ReInterHand import read_image_size
 from data.store import fingerprint
 from demo import demo
-from demo.people import read_boxes
 from demo.run import real_camera
 from main import test as test_script
 from main import train
 from main.config import Config, config_to_dict
 from main.options import config_of_checkpoint, read_config
-from main.resume import Progress, ResumePoint, TrainState, read_resume_point, restore, save_progress
+from main.resume import Progress, ResumePoint, read_resume_point, restore, save_progress
 from tests.faults.corrupt import (
     CHECKPOINT_FAULTS,
     HARMLESS_FAULTS,
@@ -51,7 +47,7 @@ from tests.faults.corrupt import (
     mutate_checkpoint,
     replace_content,
 )
-from tool.published.comparison import load_npz
+from tests.faults.fault_campaign import READERS, Tiny, tiny_training
 from tool.toy import make_data
 from tool.toy.standin_hand import write_standin
 
@@ -116,19 +112,7 @@ def test_images_that_claim_to_be_huge(tmp_path, size):
         load_image(path)
 
 
-READERS = {
-    "image": load_image,
-    "photo": load_photo,
-    "hand model": read_pickle,
-    "checkpoint": read_checkpoint,
-    "configuration": lambda path: read_config(train.parse_args(["--config", str(path)])),
-    "boxes": read_boxes,
-    "annotations": lambda path: read_json(path, dict),
-    "mesh": lambda path: read_mesh(path, 778),
-    "recorded results": load_npz,
-    "state of an input": fingerprint,
-    "image size": read_image_size,
-}
+READERS = {**READERS, "photo": load_photo, "state of an input": fingerprint}
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -248,7 +232,7 @@ def test_a_tensor_that_reaches_beyond_its_numbers_is_refused(whole, tmp_path, ol
 @pytest.mark.parametrize("value", [torch.zeros(1).expand(4, 3), torch.zeros(4, 3)[:, :1].expand(4, 3)])
 def test_an_expanded_moment_is_refused(tmp_path, value):
     """One number in the file, twelve in the moment: written in place, they would be one."""
-    path = save_progress(tmp_path, Progress(2, 5), training_parts(), Config(), {})
+    path = save_progress(tmp_path, Progress(2, 5), tiny_training(), Config(), {})
     content = torch.load(path, weights_only=True)
     _state(content)[0].update(exp_avg=value)
     torch.save(content, path)
@@ -257,12 +241,12 @@ def test_an_expanded_moment_is_refused(tmp_path, value):
 
 
 def test_a_moment_in_another_memory_order_has_the_same_numbers(tmp_path):
-    path = save_progress(tmp_path, Progress(2, 5), training_parts(), Config(), {})
+    path = save_progress(tmp_path, Progress(2, 5), tiny_training(), Config(), {})
     content = torch.load(path, weights_only=True)
     expected = torch.arange(12.0).view(4, 3)
     _state(content)[0].update(exp_avg=expected.t().contiguous().t())
     torch.save(content, path)
-    parts = training_parts()
+    parts = tiny_training()
     restore(read_resume_point(path), parts)
     weight = parts.model.layer.weight
     found = parts.optimizer.state[weight]["exp_avg"]
@@ -281,14 +265,6 @@ def test_hand_models_of_two_kinds(hands, tmp_path):
 
 
 # ---- Checkpoints ----
-
-
-class Tiny(nn.Module):
-    """Enough of a network for a checkpoint."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.norm = nn.Linear(3, 4), nn.BatchNorm1d(4)
 
 
 @pytest.fixture(scope="module")
@@ -348,17 +324,8 @@ def test_a_compressed_checkpoint_is_refused(whole, tmp_path):
         read_checkpoint(tmp_path / "a.pth")
 
 
-def training_parts() -> TrainState:
-    torch.manual_seed(0)
-    model = Tiny()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    model.norm(model.layer(torch.rand(5, 3))).square().sum().backward()
-    optimizer.step()
-    return TrainState(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
-
-
 def test_the_state_of_a_training_survives_a_round_trip(tmp_path):
-    parts, again = training_parts(), training_parts()
+    parts, again = tiny_training(), tiny_training()
     path = save_progress(tmp_path, Progress(2, 5), parts, Config(), {})
     again.optimizer.state.clear()
     again.optimizer.param_groups[0]["betas"] = (0.9, 0.5)
@@ -400,14 +367,14 @@ TRAINING_FAULTS = {
 @pytest.mark.parametrize("fault", TRAINING_FAULTS)
 def test_a_training_state_that_does_not_fit_is_refused(tmp_path, fault):
     """Before the first step, not in it."""
-    path = save_progress(tmp_path, Progress(2, 5), training_parts(), Config(), {})
+    path = save_progress(tmp_path, Progress(2, 5), tiny_training(), Config(), {})
     content = torch.load(path, weights_only=True)
     TRAINING_FAULTS[fault](content)
     torch.save(content, path)
     with pytest.raises(UserError, match="training state|how long|before the start") as caught:
         start = read_resume_point(path)
         assert isinstance(start, ResumePoint)
-        restore(start, training_parts())
+        restore(start, tiny_training())
     assert_clear(caught.value)
 
 

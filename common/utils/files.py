@@ -89,10 +89,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         UserError: the file cannot be written.
     """
     path = Path(path)
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise UserError(f"cannot write {path}: it is a device or a pipe, which a file would replace; name a file")
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"cannot write {path}: it is a device or a pipe, which a file would replace; name a file")
         # Not `tempfile`: only the owner could read the file.
         temporary.touch(exist_ok=False)
         yield temporary

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import random
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -33,11 +34,11 @@ def mutate_json(content: Any, rng: random.Random) -> bytes:
         return rng.choice(TEXT_FAULTS)(json.dumps(content).encode(), rng)
     holder = [copy.deepcopy(content)]
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
-        _mutate_value(holder, rng)
+        mutate_value(holder, rng)
     return json.dumps(holder[0]).encode()
 
 
-def _mutate_value(holder: list[Any], rng: random.Random) -> None:
+def mutate_value(holder: list[Any], rng: random.Random) -> None:
     """Change one value somewhere below `holder[0]`."""
     place: Any = holder
     key: Any = 0
@@ -326,6 +327,25 @@ PICKLE_BOMBS: dict[str, bytes] = {
 def bomb_pickle(value: bytes, key: str = "v_template") -> bytes:
     """A pickle of {key: value}."""
     return b"\x80\x02}" + _text(key) + value + b"s."
+
+
+def make_archives() -> dict[str, bytes]:
+    """Valid archives of every kind that downloads have."""
+    files = {"images/1.png": random.Random(0).randbytes(3000), "images/a/2.png": b"0" * 5000, "notes.txt": b"text"}
+    tarred = io.BytesIO()
+    with tarfile.open(fileobj=tarred, mode="w:gz") as tar:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    found = {"tar": tarred.getvalue()}
+    for kind in ("stored", "deflated", "bzip2", "lzma"):
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w", getattr(zipfile, f"ZIP_{kind.upper()}")) as archive:
+            for name, data in files.items():
+                archive.writestr(zipfile.ZipInfo(name), data, archive.compression)
+        found[kind] = out.getvalue()
+    return found
 
 
 def replace_content(archive: bytes, change: Callable[[bytes], bytes]) -> bytes:
