@@ -67,6 +67,7 @@ class ResultWriter:
         self.folder, self.hand_model, self.note = folder, hand_model, note
         self.mesh_formats, self.html, self.renderer = tuple(mesh_formats), html, renderer
         self._people_before: dict[str, int] = {}  # photo's name -> people of an earlier run
+        self._files: dict[str, str] = {}  # photo's name -> its file
         # A missing renderer or a read-only folder is found now, not after the network has run.
         render_hands(np.zeros((1, 1, 3), np.uint8), [], renderer)
         for name in FOLDERS:
@@ -75,14 +76,15 @@ class ResultWriter:
             atomic_write(probe, b"")
             probe.unlink(missing_ok=True)
 
-    def begin(self, name: str, people: int = 1) -> None:
+    def begin(self, name: str, people: int = 1, file: Path | None = None) -> None:
         """Remove `results/NAME.json` of an earlier run: where it exists, a photo's other files are of the same run.
 
         Args:
             people: how many there may be.
+            file: the photo; default: it has none.
 
         Raises:
-            UserError: the results' names would be too long.
+            UserError: the results' names would be too long, or an earlier run wrote those of another photo there.
             OSError: the old file cannot be removed.
         """
         endings = ("_skeleton.jpg", f"_person{people}_right.json" if people > 1 else "")
@@ -91,9 +93,16 @@ class ResultWriter:
         if longest > limit:
             raise UserError(f"its results' file names would have {longest} bytes, of at most {limit}; "
                             "choose a shorter name")  # fmt: skip
-        old = self._path("results", name, ".json")
+        old, before = self._path("results", name, ".json"), ""
         with suppress(Exception):  # an old file may hold anything
-            self._people_before[name] = len(json.loads(old.read_bytes())["people"])
+            content = json.loads(old.read_bytes())
+            before = content.get("file", "")
+            self._people_before[name] = len(content["people"])
+        if file:
+            self._files[name] = os.path.abspath(file)
+            if before not in ("", self._files[name]) and Path(before).is_file():
+                raise UserError(f"{self.folder} holds the results of another photo of this name, {before}; "
+                                "choose another --output")  # fmt: skip
         old.unlink(missing_ok=True)
 
     def write(
@@ -120,6 +129,8 @@ class ResultWriter:
             raise photo
         people = [photo] if isinstance(photo, PhotoHands) else list(photo)
         content = people_to_dict(title or name, people, self.hand_model, self.note)
+        if name in self._files:
+            content["file"] = self._files[name]
         if orientation != 1:
             content |= {"exif_orientation": orientation, "turned": TURNS[orientation]}
         meshes = [one.meshes() for one in people]

@@ -163,7 +163,7 @@ def process(
         progress.write(one_line(f"{file.name}: {problem}"), file=sys.stderr)
 
     def read(file: Path) -> tuple[np.ndarray, int, PreparedPhoto | None]:
-        writer.begin(names[file], 1 if one_person else most_people)
+        writer.begin(names[file], 1 if one_person else most_people, file)
         image, orientation = load_photo(file, args.ignore_exif)
         if not transparent and has_alpha(file):
             transparent.append(file)

@@ -1,6 +1,7 @@
 """What the tests share: the network and the hand behind the recorded results, and a small, quick network."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from main.build import build_model  # noqa: E402
 from main.config import Config, config_to_dict  # noqa: E402
 from main.model import InterWild  # noqa: E402
 from tool.untrained import show_something  # noqa: E402
+
+# Under nohup it is ignored, also by every process that a test starts.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

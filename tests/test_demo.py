@@ -210,6 +210,24 @@ def test_no_two_photos_write_the_same_files(files, expected):
     assert list(demo.name_outputs([Path(file) for file in files.split()]).values()) == expected.split()
 
 
+def test_another_run_does_not_overwrite_another_photo_of_the_same_name(run, photos, tmp_path, capsys):
+    """Of another folder; the same photo again, or one whose photo has gone, is written again."""
+    first, second = (tmp_path / folder / "a.jpg" for folder in ("first", "second"))
+    for path in (first, second):
+        path.parent.mkdir()
+        shutil.copy(photos / "a.jpg", path)
+    out = run("--input", str(first))
+    result = out / "results" / "a.json"
+    before = result.read_bytes()
+    lines = failing_run(run, capsys, "1 of 1 photos", "--input", str(second))
+    assert any("results of another photo of this name" in line and str(first) in line for line in lines)
+    assert result.read_bytes() == before
+    run("--input", str(first))
+    first.unlink()
+    run("--input", str(second))
+    assert json.loads(result.read_bytes())["file"] == str(second)
+
+
 def failing_run(run, capsys, match: str, *options: str) -> list[str]:
     """Run, expecting this error -> the lines on stderr."""
     with pytest.raises(UserError, match=match):

@@ -901,6 +901,7 @@ def main() -> int:
     if unknown := [name for name in names if name not in TRIALS]:
         raise UserError(f"--what: there is no {unknown[0]!r}; there are: {', '.join(TRIALS)}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, also by what is started here
     quiet_opencv()
     download.WAIT_S, download.TIMEOUT_S = 0, 2  # of a server on this machine
     sys.stdout.flush()
