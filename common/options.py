@@ -37,6 +37,7 @@ CHECKPOINT_URL = "https://drive.google.com/file/d/1zZy3L6zrHJtWMUEJFonqDtRG9XGHa
 
 GPU_HELP = "GPUs to use, e.g. 0, 0-3 or 0,2, or cpu (default: all GPUs, else the CPU)"
 MANO_HELP = f"folder of MANO_RIGHT.pkl and MANO_LEFT.pkl (default: {shown(MANO_FOLDER)})"
+SHA256_HELP = "what the checkpoint's sha256 must be; doctor prints it"
 DATA_HELP = "folder of the datasets (default: data)"
 
 # Which hands are reported; see `demo.predictor.HandPredictor.predict`.
@@ -80,6 +81,13 @@ class Parser(argparse.ArgumentParser):
         name, equals, value = word.partition("=")
         name = "--" + name[2:].replace("-", "_")
         return self.former.get(name, name) + equals + value
+
+
+def sha256(text: str) -> str:
+    """A sha256: 64 hexadecimal digits."""
+    if len(text) != 64 or set(text.lower()) - set("0123456789abcdef"):
+        raise argparse.ArgumentTypeError(f"{text} is not a sha256, which has 64 hexadecimal digits")
+    return text.lower()
 
 
 def count(text: str) -> int:

@@ -56,9 +56,11 @@ from common.options import (
     MANO_HELP,
     MESH_FORMATS,
     RENDERERS,
+    SHA256_HELP,
     UNTRAINED,
     VIDEO_SUFFIXES,
     Parser,
+    sha256,
     shown,
 )
 
@@ -118,6 +120,7 @@ def parse_args() -> argparse.Namespace:
         default=CHECKPOINT,
         help=f"the network, or an exported network.onnx (default: {shown(CHECKPOINT)})",
     )
+    parser.add_argument("--sha256", type=sha256, help=SHA256_HELP)
     parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
     parser.add_argument(
         "--hand",

@@ -31,6 +31,7 @@ from common.utils.camera import Camera, place_before_camera
 from common.utils.heatmaps import bin_to_depth
 from common.utils.images import load_photo, warp_image
 from common.utils.joints import WRIST
+from common.weights import check_sum
 from demo.hands import Hand, PersonHands, PhotoHands
 from demo.motion import Observations
 from demo.people import Detector, Person, choose_people, detect_people, given_people, load_detector, report_people
@@ -99,6 +100,7 @@ class HandPredictor:
         checkpoint: str | Path,
         mano: str | Path = MANO_FOLDER,
         devices: Sequence[torch.device | str] | None = None,
+        sha256: str | None = None,
     ) -> "HandPredictor":
         """Read a checkpoint and the MANO files.
 
@@ -106,10 +108,12 @@ class HandPredictor:
             checkpoint: published or ours; or network.onnx, written by `tool/export.py`, which runs on the CPU.
             mano: folder of MANO_RIGHT.pkl and MANO_LEFT.pkl.
             devices: default is the first CUDA GPU, else the CPU.
+            sha256: what the checkpoint's sha256 must be.
 
         Raises:
-            UserError: a file is missing, damaged, or does not fit.
+            UserError: a file is missing, damaged, another, or does not fit.
         """
+        check_sum(Path(checkpoint), sha256)
         if devices is None:
             devices = ["cuda:0" if torch.cuda.is_available() else "cpu"]
         model: InterWild | OnnxNetwork

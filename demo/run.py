@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, names: Mapping[Path, str]) -> None:
     devices = parse_devices(args.gpu)
     if args.gpu is None:
         devices = devices[:1]  # one photo at a time gains nothing from several
-    predictor = HandPredictor.load(args.checkpoint, args.mano, devices)
+    predictor = HandPredictor.load(args.checkpoint, args.mano, devices, args.sha256)
     load_once = cache(lambda: load_detector(args.detector, predictor.device))
     found = f"photos: {len(names)}" + (f", videos: {len(videos)}" if videos else "")
     found = found if names or videos else f"camera: {args.camera}"

@@ -327,7 +327,7 @@ def serve(args: argparse.Namespace, listener: socket.socket, max_pixels: int) ->
     """
     quiet_opencv()
     devices = parse_devices(args.gpu)
-    predictor = HandPredictor.load(args.checkpoint, args.mano, devices[:1])
+    predictor = HandPredictor.load(args.checkpoint, args.mano, devices[:1], args.sha256)
     host, port = listener.getsockname()[:2]
     with tempfile.TemporaryDirectory(prefix="interwild-") as folder:
         page = Page(predictor, Path(folder), max_pixels, args.renderer)

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.errors import UserError, error_context, run_main
-from common.options import CHECKPOINT, GPU_HELP, MANO_FOLDER, MANO_HELP, RENDERERS, Parser, shown
+from common.options import CHECKPOINT, GPU_HELP, MANO_FOLDER, MANO_HELP, RENDERERS, SHA256_HELP, Parser, sha256, shown
 
 PORT = 7861
 MAX_PHOTO_PIXELS = 50_000_000  # larger photos are refused before they are decoded
@@ -48,6 +48,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", type=Path, default=CHECKPOINT, help=f"the network (default: {shown(CHECKPOINT)})"
     )
+    parser.add_argument("--sha256", type=sha256, help=SHA256_HELP)
     parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
     parser.add_argument("--renderer", choices=RENDERERS, default="auto", help="what draws the meshes (default: auto)")
     args = parser.parse_args()

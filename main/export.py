@@ -33,10 +33,11 @@ from common.utils.affine import image_to_crop
 from common.utils.boxes import body_box
 from common.utils.files import atomic_path, make_folder, write_json
 from common.utils.images import load_image, quiet_opencv, warp_image
+from common.weights import file_sha256
 from main.build import LoadedModel, load_model, prepare_inference
 from main.config import Config, config_to_dict
 from main.model import InterWild, pose_meshes
-from main.onnx_network import FORMAT, INPUT, MAX_BATCH, OUTPUTS, file_sha256, open_session, optional_packages
+from main.onnx_network import FORMAT, INPUT, MAX_BATCH, OUTPUTS, open_session, optional_packages
 
 OPSET = 20  # the first whose GridSample takes what PyTorch's does
 CHECKED_BATCHES = (1, 2, 5)

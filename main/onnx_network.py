@@ -1,6 +1,5 @@
 """An exported network on onnxruntime. `main/export.py` writes its two files, network.onnx and network.json."""
 
-import hashlib
 import importlib
 import json
 from pathlib import Path
@@ -14,6 +13,7 @@ from common.nets.mano import TwoHandMano
 from common.nets.mano_files import read_hand_models
 from common.types import ManoParams, Parameters, Prediction
 from common.utils.frames import Frames
+from common.weights import file_sha256
 from main.config import Config
 from main.model import pose_meshes
 from main.options import config_of_checkpoint
@@ -35,7 +35,6 @@ OUTPUTS: dict[str, tuple[tuple[int, ...], str]] = {
 }
 FORMAT = "InterWild network 1"
 AGAIN = "export it again with tool/export.py"
-CHUNK_BYTES = 1 << 20
 MAX_NOTE = 500  # letters
 
 
@@ -105,15 +104,6 @@ def open_session(onnxruntime: Any, path: Path) -> Any:
     # Threads that spin while they wait take the time of other programs, and of our own threads beside the network.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _read_record(path: Path) -> tuple[Config, str]:

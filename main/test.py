@@ -51,6 +51,7 @@ from common.targets import build_images, complete_truth
 from common.types import HAND_TYPES, SIDES, EvalSample, Prediction
 from common.utils.files import atomic_write, make_folder, write_image, write_json
 from common.utils.images import quiet_opencv
+from common.weights import check_sum
 from data.dataset import (
     EvalItems,
     HandDataset,
@@ -110,6 +111,7 @@ def run(args: argparse.Namespace, process: ProcessInfo) -> None:
     def configure(trained: Config) -> Config:
         return read_config(args, replace(Config(), **{name: getattr(trained, name) for name in NETWORK}))
 
+    check_sum(path)
     model, config, epoch, _, note = load_model(path, args.mano, configure)
     if args.test_epoch is not None:
         epoch = args.test_epoch

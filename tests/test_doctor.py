@@ -481,7 +481,9 @@ def examine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     """The command in this process, blind to the hand model, checkpoint and training of this machine."""
 
     def examine(mano: Path, *args: object) -> tuple[int, str]:
-        monkeypatch.setattr(doctor, "ROOT", tmp_path)
+        monkeypatch.setattr(doctor, "OUTPUT_FOLDER", tmp_path / "output")
+        monkeypatch.setattr(doctor, "CHECKPOINT", tmp_path / "demo" / "snapshot_6.pth")
+        monkeypatch.setattr(doctor, "UNTRAINED", tmp_path / "demo" / "untrained.pth")
         monkeypatch.setattr(doctor, "MANO_FOLDER", mano)
         monkeypatch.setattr(sys, "argv", ["doctor.py", "--data", str(tmp_path), *map(str, args)])
         code = doctor.main()

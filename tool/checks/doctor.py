@@ -3,6 +3,7 @@
     python tool/doctor.py
     python tool/doctor.py --sets InterHand26M,HIC --sample 1000
     python tool/doctor.py --data /big/data --full --json report.json
+    python tool/doctor.py --checkpoint FILE --remember    # later runs warn if the file is another
 
 Verdicts: complete; usable (works, with a remark); incomplete (something is missing or wrong, training or testing would
 stop there); missing (nothing is there). Each dataset is opened as training and testing open it, which builds its
@@ -37,6 +38,7 @@ from common.options import (
 )
 from common.utils.files import write_json
 from common.utils.images import quiet_opencv
+from common.weights import REMEMBERED, file_sha256, remember, remembered
 from data import layouts
 from main.build import load_model
 from tool.checks.datasets import Options, Report, check_magnitude, check_split, name_some, span
@@ -57,7 +59,7 @@ def main() -> int:
     quiet_opencv()
     options = Options(args.sample, args.full)
     reports = [check_mano(args.mano or MANO_FOLDER)]
-    reports += check_checkpoints(args.checkpoint or demo_checkpoint())
+    reports += check_checkpoints(args.checkpoint or demo_checkpoint(), args.remember)
     for name in args.sets or layouts.DATASETS:
         reports += [check_split(args.data, name, split, options) for split in layouts.DATASETS[name].splits]
     named = {*(args.sets or ()), *(["MANO"] if args.mano else ()), *(["checkpoint"] if args.checkpoint else ())}
@@ -145,6 +147,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--sample", type=count, default=200, help="images per split to read (default: %(default)s)")
     parser.add_argument("--full", action="store_true", help="look for every image, not for a sample")
+    parser.add_argument("--remember", action="store_true", help="keep the checkpoints' sha256, to warn if they change")
     parser.add_argument("--json", type=Path, help="also write the report to this file")
     return parser.parse_args()
 
@@ -177,11 +180,13 @@ def demo_checkpoint() -> Path:
     return UNTRAINED if UNTRAINED.exists() and not CHECKPOINT.exists() else CHECKPOINT
 
 
-def check_checkpoints(path: Path) -> list[Report]:
-    """The demo's checkpoint, and the latest of an own training if there is one."""
+def check_checkpoints(path: Path, keep: bool = False) -> list[Report]:
+    """The demo's checkpoint, and the latest of an own training if there is one. `keep`: remember their sums."""
     dumps = sorted((OUTPUT_FOLDER / "model_dump").glob("snapshot_*.pth"), key=lambda dump: dump.stat().st_mtime)
-    reports = [check_checkpoint(path, "")]
-    return reports + [check_checkpoint(dumps[-1], "of your training")] if dumps else reports
+    named = {path: "", **({dumps[-1]: "of your training"} if dumps else {})}
+    if keep:
+        remember(path for path in named if path.is_file())
+    return [check_checkpoint(path, which) for path, which in named.items()]
 
 
 def check_checkpoint(path: Path, which: str) -> Report:
@@ -199,7 +204,16 @@ def check_checkpoint(path: Path, which: str) -> Report:
     if broken:
         report.problem(f"{path}: {name_some(broken)} holds NaN or infinite numbers")
     numbers = sum(value.numel() for value in network.values())
-    report.facts.append(f"{path}: epoch {loaded.epoch}, {numbers / 1e6:.1f} M numbers, fits the network")
+    sha256, known, config = file_sha256(path), remembered().get(str(path.resolve())), loaded.config
+    if known not in (None, sha256):
+        report.remarks.append(f"not the file it was: {REMEMBERED} has sha256 {known}; --remember if that is meant")
     if loaded.note:
         report.remarks.append(loaded.note)
+    unused = f" (not used: {name_some(loaded.ignored)})" if loaded.ignored else ""
+    report.facts += [
+        f"{path}: epoch {loaded.epoch}, {numbers / 1e6:.1f} M numbers, {path.stat().st_size / 1e6:.1f} MB",
+        f"all keys fit the network{unused}",
+        f"backbones {config.body_backbone}, {config.hand_backbone}, {config.trans_backbone}",
+        f"sha256 {sha256} (compare it with your source's; --remember tells later runs to warn if it changes)",
+    ]
     return report
