@@ -97,8 +97,8 @@ def list_missing(args: argparse.Namespace) -> list[str]:
         )
     if not args.checkpoint.exists():
         steps.append(
-            f"a network: {CHECKPOINT_URL} as {args.checkpoint}, or an untrained one: python "
-            f"tool/make_checkpoint.py --init random, and then here --checkpoint {UNTRAINED}"
+            f"a network: {CHECKPOINT_URL} as {args.checkpoint}, or an untrained one: "
+            f"python tool/make_checkpoint.py --init random, and then here --checkpoint {UNTRAINED}"
         )
     if args.input == [str(photos)] and not (photos.is_dir() and any(map(_is_photo, _visible_files(photos)))):
         steps.append(f"photos: put them into {photos}, or name them with --input")
