@@ -25,6 +25,7 @@ Written for each video NAME, and for a camera with NAME camera0:
 
     NAME/overlay.mp4                       the video with the hands drawn over it, its time stamps and sound kept
     NAME/hands.npz                         a table, one row a hand and frame: joints, MANO parameters, cameras
+    NAME/frames                            with --frames_every: files of single frames as those of photos
     NAME/summary.json                      people, shares of frames seen and bridged, jitter before and after, times
 
 NAME is the file's name without its suffix. Photos that would share it get their folders' names or their suffix, too.
@@ -156,7 +157,8 @@ def parse_args() -> argparse.Namespace:
         "--boxes",
         type=Path,
         metavar="FILE",
-        help='the people of all photos instead: JSON {"photo.jpg": [[x1, y1, x2, y2], ...], ...}, px',
+        help='the people instead: JSON {"photo.jpg": [[x1, y1, x2, y2], ...], ...}, px; of a video such a list '
+        "for each frame",
     )
     people.add_argument(
         "--detector", default="fast", metavar="NAME", help="fast, accurate, or your own MODULE:FUNCTION (default: fast)"
@@ -177,6 +179,12 @@ def parse_args() -> argparse.Namespace:
         default=["mesh"],
         help="what overlay.mp4 shows (default: mesh)",
     )
+    video.add_argument(
+        "--compare", action="store_true", help="overlay.mp4 also shows, on the left, the hands before smoothing"
+    )
+    video.add_argument(
+        "--frames_every", type=finite, default=0.0, metavar="S", help="also write a frame's files as a photo's each S s"
+    )
     camera = parser.add_argument_group("cameras")
     camera.add_argument(
         "--camera", metavar="ADDRESS", help="a camera's number, or the address of a stream, until Ctrl-C or its end"
@@ -194,8 +202,8 @@ def parse_args() -> argparse.Namespace:
         help="show the overlay in a browser of this machine (default: a free port, which is printed)",
     )
     args = parser.parse_args()
-    if min(args.smooth, args.detect_every, args.delay) < 0:
-        parser.error("--smooth, --detect_every and --delay must not be below 0")
+    if min(args.smooth, args.detect_every, args.delay, args.frames_every) < 0:
+        parser.error("--smooth, --detect_every, --delay and --frames_every must not be below 0")
     if args.camera is None and (args.seconds is not None or args.show is not None):
         parser.error("--seconds and --show need --camera")
     if args.input is None:

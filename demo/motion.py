@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from common.types import LEFT, RIGHT
 from common.utils.camera import Camera
+from common.utils.joints import WRIST
 from demo.smoothing import (
     bridge_gaps,
     confidence_weights,
@@ -46,7 +47,7 @@ class Observations(NamedTuple):
     root_depth: np.ndarray  # (T, 2) m, of the wrist before the virtual camera
     rel_transl: np.ndarray  # (T, 3) m, left wrist - right wrist
     pair: np.ndarray  # (T,) bool: the two are placed together in this frame taken alone
-    transl: np.ndarray  # (T, 2, 3) m, the wrist as this frame alone places it
+    joints_cam: np.ndarray  # (T, 2, 21, 3) m, as this frame alone places them
     focal: np.ndarray  # (T, 2, 2) px, of the camera that this frame alone uses for the hand
     princpt: np.ndarray  # (T, 2, 2) px
     person_box_image: np.ndarray  # (T, 4) xyxy px
@@ -119,7 +120,8 @@ def smooth_person(
             "confidence": observations.confidence[rows, hand],
             "box_image": observations.box_image[rows, hand],
             "wrist": wrist[rows],
-            "wrist_raw": observations.transl[rows, hand],
+            "wrist_raw": observations.joints_cam[rows, hand, WRIST],
+            "joints_cam_raw": observations.joints_cam[rows, hand],
             "focal": camera.focal[rows],
             "princpt": camera.princpt[rows],
             "pair": pair[rows],
@@ -140,10 +142,10 @@ def smooth_person(
     )
     wrists_mano, joints_rel = pose(global_orient, hand_pose, betas_both, np.tile(table["side"], 2))
     count = len(table["side"])
-    for suffix, half in (("", slice(count)), ("_raw", slice(count, None))):
-        wrists = table.pop(f"wrist{suffix}")
-        table[f"transl{suffix}"] = wrists - wrists_mano[half]
-        table[f"joints_cam{suffix}"] = joints_rel[half] + wrists[:, None]
+    table["transl_raw"] = table.pop("wrist_raw") - wrists_mano[count:]
+    wrists = table.pop("wrist")
+    table["transl"] = wrists - wrists_mano[:count]
+    table["joints_cam"] = joints_rel[:count] + wrists[:, None] if cutoff > 0 else table["joints_cam_raw"]  # to the bit
     order = np.lexsort((table["side"], table["row_frame"]))
     return {name: values[order] for name, values in table.items()}
 
@@ -225,12 +227,12 @@ def _place(
     smoothed = columns[hand]
     assert smoothed is not None
     if cutoff <= 0:
-        return observations.transl[:, hand], Camera(
+        return observations.joints_cam[:, hand, WRIST], Camera(
             observations.focal[:, hand], observations.princpt[:, hand], intrinsics is None
         )
     present = smoothed["state"] == SEEN
     if intrinsics is not None:
-        place = observations.transl[:, hand]
+        place = observations.joints_cam[:, hand, WRIST]
         depth = np.maximum(place[:, 2:], 1e-6)
         track = np.concatenate((place[:, :2] / depth, np.log(depth)), 1)
         weights = confidence_weights(observations.confidence[:, hand], present & smoothed["shown"])

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.error import URLError
 
 import numpy as np
@@ -26,10 +26,12 @@ from torchvision.models.detection import (
 )
 
 from common.errors import UserError, error_context, is_out_of_memory
+from common.options import VIDEO_SUFFIXES
 from common.types import SIDES
 from common.utils.files import check_is_file
 from demo.hands import PersonHands, PhotoHands
 
+Boxes = TypeVar("Boxes")  # of a photo or of a video's frames
 Detections = tuple[np.ndarray, np.ndarray]  # boxes (P, 4) xyxy px, scores (P,)
 Detector = Callable[[list[np.ndarray]], Sequence[Detections]]
 
@@ -233,25 +235,51 @@ def whole_photo(image_size: tuple[int, int]) -> Person:
 
 
 def read_boxes(path: Path) -> dict[str, np.ndarray]:
-    """`--boxes FILE`: photo's name -> (P, 4) xyxy px.
+    """`--boxes FILE`: photo's name -> (P, 4) xyxy px. Videos in it are left to `read_video_boxes`.
 
     Raises:
         UserError: the file cannot be read, or is not {"photo.jpg": [[x1, y1, x2, y2], ...]}.
     """
+    return {name: _boxes(path, name, rows) for name, rows in _read_json(path).items() if not _is_video(name)}
+
+
+def read_video_boxes(path: Path) -> dict[str, list[np.ndarray]]:
+    """`--boxes FILE`: video's name -> of each frame (P, 4) xyxy px. Photos in it are left to `read_boxes`.
+
+    Raises:
+        UserError: the file cannot be read, or is not {"clip.mp4": [[[x1, y1, x2, y2], ...], ...]}.
+    """
+    videos = {}
+    for name, frames in _read_json(path).items():
+        if _is_video(name):
+            if not isinstance(frames, list):
+                raise UserError(f"--boxes {path}: {name} must have a list of boxes for each of its frames")
+            videos[name] = [_boxes(path, name, rows) for rows in frames]
+    return videos
+
+
+def _is_video(name: str) -> bool:
+    return Path(name).suffix.lower() in VIDEO_SUFFIXES
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     with error_context(f"cannot read --boxes {path}", ValueError, RecursionError):
         check_is_file(path)
         content = json.loads(path.read_bytes())
-    wrong = UserError(f'--boxes {path} must hold {{"photo.jpg": [[x1, y1, x2, y2], ...], ...}}')
     if not isinstance(content, dict):
-        raise wrong
-    boxes = {}
-    for name, rows in content.items():
-        if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 4 for row in rows):
-            raise wrong
-        if not all(type(value) in (int, float) and math.isfinite(value) for row in rows for value in row):
-            raise UserError(f"--boxes {path}: a box of {name} holds something that is not a finite number")
-        boxes[name] = np.array(rows, np.float64).reshape(-1, 4)
-    return boxes
+        raise UserError(f'--boxes {path} must hold {{"photo.jpg": [[x1, y1, x2, y2], ...], ...}}')
+    return content
+
+
+def _boxes(path: Path, name: str, rows: Any) -> np.ndarray:
+    if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 4 for row in rows):
+        raise UserError(
+            f'--boxes {path} must hold {{"photo.jpg": [[x1, y1, x2, y2], ...], ...}}, of a video a list of boxes for '
+            f"each frame; {name} has something else"
+        )
+    if not all(type(value) in (int, float) and math.isfinite(value) for row in rows for value in row):
+        raise UserError(f"--boxes {path}: a box of {name} holds something that is not a finite number")
+    return np.array(rows, np.float64).reshape(-1, 4)
 
 
 def given_people(boxes: np.ndarray, image_size: tuple[int, int]) -> tuple[list[Person], list[str]]:
@@ -269,16 +297,17 @@ def given_people(boxes: np.ndarray, image_size: tuple[int, int]) -> tuple[list[P
     return number_people([("boxes", 1.0, box) for box in cut[usable]]) or [whole_photo(image_size)], problems
 
 
-def boxes_of(boxes: Mapping[str, np.ndarray], photo: Path) -> np.ndarray:
-    """A photo's boxes from `read_boxes`: by its path, or else by its file name.
+def boxes_of(boxes: Mapping[str, Boxes], photo: Path) -> Boxes:
+    """The boxes of a photo from `read_boxes`, or of a video: by its path, or else by its file name.
 
     Raises:
-        UserError: the photo is not named.
+        UserError: it is not named.
     """
     for name in (str(photo), photo.name):
         if name in boxes:
             return boxes[name]
-    raise UserError(f'--boxes does not name this photo: add "{photo.name}": [[x1, y1, x2, y2], ...]')
+    what = "video" if _is_video(photo.name) else "photo"
+    raise UserError(f'--boxes does not name this {what}: add "{photo.name}": [[x1, y1, x2, y2], ...]')
 
 
 # ---- Whose hand? ----

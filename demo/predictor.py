@@ -30,7 +30,6 @@ from common.utils.boxes import body_box, iou
 from common.utils.camera import Camera, place_before_camera
 from common.utils.heatmaps import bin_to_depth
 from common.utils.images import load_photo, warp_image
-from common.utils.joints import WRIST
 from common.weights import check_sum
 from demo.hands import Hand, PersonHands, PhotoHands
 from demo.motion import Observations
@@ -281,7 +280,7 @@ class HandPredictor:
             root_depth=prediction.root_transl[:, 2],
             rel_transl=prediction.rel_transl,
             pair=np.array(both.pair),
-            transl=np.stack([each.joints_cam[WRIST] for each in hands]),
+            joints_cam=np.stack([each.joints_cam for each in hands]),
             focal=np.stack([each.camera.focal for each in hands]),
             princpt=np.stack([each.camera.princpt for each in hands]),
             person_box_image=np.zeros(4, np.float32),

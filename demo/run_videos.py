@@ -4,6 +4,8 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ from common.distributed import StopSignal
 from common.errors import UserError, one_line
 from common.utils.camera import Camera
 from demo.camera import open_camera, process_camera
-from demo.people import Detector
+from demo.people import Detector, boxes_of, read_video_boxes
 from demo.predictor import HandPredictor
+from demo.results import ResultWriter
 from demo.show import LiveView
 from demo.video import VideoReader
 from demo.video_hands import VideoOptions, process_video
@@ -30,11 +33,20 @@ def process_videos(
 ) -> set[Path]:
     """Run all videos. Returns those that failed or are damaged; each is named with its reason."""
     bad: set[Path] = set()
+    boxes = read_video_boxes(args.boxes) if args.boxes else None
     with StopSignal() as stop:
         for file, name in videos.items():
             try:
                 VideoReader(file)  # before the detector's weights are downloaded
-                options = video_options(args, load_once, intrinsics, stop)
+                given = boxes_of(boxes, file) if boxes is not None else None
+                detect = args.people != "one" and boxes is None
+                options = replace(
+                    video_options(args, load_once if detect else None, intrinsics, stop),
+                    boxes=given,
+                    compare=args.compare,
+                    frames_every=args.frames_every,
+                    writer=partial(frame_writer, predictor, args),
+                )
                 problems = process_video(file, args.output / name, predictor, options)
             except UserError as error:
                 problems = [str(error)]
@@ -48,6 +60,12 @@ def process_videos(
     return bad
 
 
+def frame_writer(predictor: HandPredictor, args: argparse.Namespace, folder: Path) -> ResultWriter:
+    """Writes single frames of a video as photos."""
+    about = args.mesh_formats, args.html, args.renderer, predictor.note
+    return ResultWriter(folder, predictor.faces, predictor.hand_model_name, *about)
+
+
 def run_camera(
     predictor: HandPredictor, args: argparse.Namespace, load_once: Callable[[], Detector], intrinsics: Intrinsics
 ) -> None:
@@ -59,7 +77,7 @@ def run_camera(
     capture = open_camera(args.camera)
     folder = args.output / ("camera" + (args.camera if args.camera.isdecimal() else ""))
     with StopSignal() as stop, ExitStack() as stack:
-        options = video_options(args, load_once, intrinsics, stop)
+        options = video_options(args, None if args.people == "one" else load_once, intrinsics, stop)
         publish = ignore
         if args.show is not None:
             view = stack.enter_context(LiveView(args.show))
@@ -77,11 +95,11 @@ def ignore(image: np.ndarray) -> None:
 
 
 def video_options(
-    args: argparse.Namespace, load_once: Callable[[], Detector], intrinsics: Intrinsics, stop: StopSignal
+    args: argparse.Namespace, load_once: Callable[[], Detector] | None, intrinsics: Intrinsics, stop: StopSignal
 ) -> VideoOptions:
     """The command line's options for a video or a camera."""
     return VideoOptions(
-        detector=None if args.people == "one" else load_once(),
+        detector=load_once() if load_once else None,
         detect_every=args.detect_every,
         min_person=args.min_person,
         max_people=args.max_people,

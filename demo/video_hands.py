@@ -24,8 +24,9 @@ from common.utils.camera import Camera
 from common.utils.files import atomic_path, make_folder, write_json
 from common.utils.joints import JOINTS
 from demo.motion import BRIDGED, REJECTED, SEEN, Observations, jitter, smooth_person, stack_observations
-from demo.people import LOWEST_SCORE, Detector, detect_people, neighbours_hands, usable_boxes
-from demo.predictor import HandPredictor
+from demo.people import LOWEST_SCORE, Detector, Person, detect_people, neighbours_hands, report_people, usable_boxes
+from demo.predictor import HandPredictor, PreparedPhoto
+from demo.results import ResultWriter
 from demo.tracking import Tracker, boxes_between
 from demo.video import CutDetector, Frame, VideoReader, VideoWriter
 
@@ -48,6 +49,9 @@ class VideoOptions:
     batch_size: int = 8
     intrinsics: Callable[[tuple[int, int]], Camera | None] = lambda size: None  # of frames of (h, w)
     draw: tuple[str, ...] = ("mesh",)  # of LAYERS
+    compare: bool = False  # show the hands before smoothing beside those after
+    frames_every: float = 0.0  # s; from time to time a frame's results as of a photo; 0: none
+    writer: Callable[[Path], ResultWriter] | None = None  # of these, for a folder
     stop: Callable[[], bool] = lambda: False  # asked between frames: end early, with whole files
 
 
@@ -138,9 +142,22 @@ def _find_people(result: Scan, trackers: list[Tracker], size: tuple[int, int], o
 
 
 def observe_people(
-    reader: VideoReader, found: Scan, predictor: HandPredictor, options: VideoOptions, seconds: dict[str, float]
+    reader: VideoReader,
+    found: Scan,
+    predictor: HandPredictor,
+    options: VideoOptions,
+    seconds: dict[str, float],
+    keep_frame: Callable[[Frame, list[Person], list[PreparedPhoto]], None] | None = None,
 ) -> list[Observations]:
-    """The second pass: the network on every person's crops, in batches across frames. One item per person."""
+    """The second pass: the network on every person's crops, in batches across frames.
+
+    Args:
+        found: is cut to the frames before a stop.
+        keep_frame: called every `frames_every` seconds with a frame, its people and their crops.
+
+    Returns:
+        One item per person.
+    """
     by_row: dict[int, list[tuple[int, np.ndarray]]] = defaultdict(list)
     for index, (_, _, _, rows, boxes) in enumerate(found.people):
         for row, box in zip(rows.tolist(), boxes, strict=True):
@@ -156,21 +173,37 @@ def observe_people(
             collected[index].append(observation._replace(person_box_image=np.asarray(box, np.float32)))
         seconds["network"] += clock.monotonic() - begun
 
+    reached, next_kept = 0, 0.0
     for frame in progress(reader, "hands", len(found.times)):
-        if frame.number >= len(found.times):
+        if frame.number >= len(found.times) or options.stop():
             break
+        crops = []
         for index, box in by_row[frame.number]:
-            x1, y1, x2, y2 = box.tolist()
-            if found.people[index][2] == "photo":  # the published box of integers
-                x1, y1, x2, y2 = 0, 0, int(x2), int(y2)
-            prepared = predictor.prepare(frame.image, (x1, y1, x2 - x1, y2 - y1), camera)
-            waiting.append((frame.number, index, box, prepared))
+            person = Person(*found.people[index][1:3], 1.0, box)
+            crops.append((person, predictor.prepare_person(frame.image, person, camera)))
+            waiting.append((frame.number, index, box, crops[-1][1]))
+        if keep_frame and crops and frame.time >= next_kept - 1e-9:
+            keep_frame(frame, [person for person, _ in crops], [prepared for _, prepared in crops])
+            next_kept = frame.time + options.frames_every
         while len(waiting) >= options.batch_size:
             run(waiting[: options.batch_size])
             del waiting[: options.batch_size]
+        reached = frame.number + 1
     if waiting:
         run(waiting)
-    return _drop_neighbours(found, [stack_observations(items) for items in collected])
+    _cut(found, reached)
+    return _drop_neighbours(found, [stack_observations(items) for items in collected if items])
+
+
+def _cut(found: Scan, count: int) -> None:
+    """Keep the first frames only."""
+    if count < len(found.times):
+        found.times, found.pts, found.shots = found.times[:count], found.pts[:count], found.shots[:count]
+        found.people = [
+            (shot, person, source, rows[rows < count], boxes[rows < count])
+            for shot, person, source, rows, boxes in found.people
+            if rows[0] < count
+        ]
 
 
 def _drop_neighbours(found: Scan, observed: list[Observations]) -> list[Observations]:
@@ -213,6 +246,13 @@ def make_table(
         part["frame"], part["time"] = rows[at].astype(np.int64), times[at].astype(np.float64)
         part["shot"], part["person"] = np.full(count, shot, np.int32), np.full(count, person, np.int32)
         parts.append(part)
+    if not parts:  # the columns without rows
+        one = Observations(*(np.nan_to_num(values[:1]) for values in observed[0]))
+        one = one._replace(kept=np.ones((1, 2), bool))
+        part = smooth_person(one, np.zeros(1), size, lambda *p: pose_rows(predictor, *p), 0.0, camera)
+        part["frame"], part["time"] = part.pop("row_frame"), np.zeros(1)
+        part["shot"] = part["person"] = part["side"]
+        return {name: values[:0] for name, values in part.items()}
     seconds["smooth"] += clock.monotonic() - begun
     return join_rows(parts)
 
@@ -294,43 +334,80 @@ def process_video(path: Path, folder: Path, predictor: HandPredictor, options: V
     reader = VideoReader(path)
     begun = clock.monotonic()
     found = scan(reader, options, seconds)
+    if options.stop():
+        raise KeyboardInterrupt  # nothing is written yet
     problems = found.problems + ([reader.problem] if reader.problem else [])
     seconds["people"] = clock.monotonic() - begun
-    observed = observe_people(reader, found, predictor, options, seconds)
+    scanned = len(found.times)
+    keep_frame = _frame_writer(folder / "frames", predictor, options) if options.frames_every > 0 else None
+    observed = observe_people(reader, found, predictor, options, seconds, keep_frame)
+    if not len(found.times):
+        raise KeyboardInterrupt
+    if len(found.times) < scanned:
+        problems.append(f"stopped after {found.times[-1]:.2f} s")
     seconds["hands"] = clock.monotonic() - begun - seconds["people"]
     table = make_table(found, observed, predictor, reader.size, options, seconds)
     make_folder(folder)
     virtual = options.intrinsics(reader.size) is None
     begun = clock.monotonic()
     with atomic_path(folder / "overlay.mp4") as temporary:
-        writer = VideoWriter(temporary, reader.size, reader.time_base, reader.rate, path if reader.has_sound else None)
+        size = (reader.size[0], reader.size[1] * (2 if options.compare else 1))
+        writer = VideoWriter(temporary, size, reader.time_base, reader.rate, path if reader.has_sound else None)
         with writer:
-            draw_overlay(reader, writer, table, predictor, options, virtual)
+            draw_overlay(reader, writer, table, len(found.times), predictor, options, virtual)
     seconds["overlay"] = clock.monotonic() - begun
     problems += [writer.sound_problem] if writer.sound_problem else []
+    if not len(table["frame"]):
+        print(f"{path.name}: no hand was found; the overlay is the video")
     write_table(folder / "hands.npz", table, reader.size, predictor.hand_model_name, virtual)
     not_finite = [int((~np.isfinite(one.joints_image).all((2, 3))).sum()) for one in observed]
     write_json(folder / "summary.json", summarize(path.name, found, not_finite, table, predictor, problems, seconds))
     return problems
 
 
+def _frame_writer(
+    folder: Path, predictor: HandPredictor, options: VideoOptions
+) -> Callable[[Frame, list[Person], list[PreparedPhoto]], None]:
+    """Writes a frame's results as those of a photo, frame by frame as the network sees it, named by its number."""
+    assert options.writer is not None
+    make_folder(folder)
+    writer = options.writer(folder)
+
+    def write(frame: Frame, people: list[Person], prepared: list[PreparedPhoto]) -> None:
+        results = predictor.predict(prepared, options.hand, options.min_confidence)
+        alone = len(people) == 1 and people[0].source == "photo"
+        writer.write(f"{frame.number:06d}", frame.image, results[0] if alone else report_people(people, results))
+
+    return write
+
+
 def draw_overlay(
     reader: VideoReader,
     writer: VideoWriter,
     table: dict[str, np.ndarray],
+    count: int,
     predictor: HandPredictor,
     options: VideoOptions,
     virtual: bool,
 ) -> None:
-    """Decode the video again, draw, encode. A stop ends it early."""
-    starts = np.searchsorted(table["frame"], np.arange(len(table["frame"]) and int(table["frame"][-1]) + 2))
-    for frame in progress(reader, "overlay"):
-        if options.stop():
+    """Decode the video again, draw, encode.
+
+    Args:
+        count: of frames. A stop that comes only now ends the overlay early.
+    """
+    starts = np.searchsorted(table["frame"], np.arange(count + 1))
+    raw = {name: table.get(f"{name}_raw", values) for name, values in table.items()} if options.compare else {}
+    stopped = options.stop()
+    for frame in progress(reader, "overlay", count):
+        if frame.number >= count or (not stopped and options.stop()):
             break
-        rows = np.zeros(0, int)
-        if frame.number + 1 < len(starts):
-            rows = np.arange(starts[frame.number], starts[frame.number + 1])
-        writer.write(draw_frame(frame.image, table, rows, predictor, options.draw, virtual), frame.pts)
+        rows = np.arange(starts[frame.number], starts[frame.number + 1])
+        image = draw_frame(frame.image, table, rows, predictor, options.draw, virtual)
+        if options.compare:
+            seen = rows[table["state"][rows] != BRIDGED]
+            before = draw_frame(frame.image, raw, seen, predictor, options.draw, virtual)
+            image = np.concatenate((before, image), 1)
+        writer.write(image, frame.pts)
 
 
 def draw_frame(

@@ -90,7 +90,8 @@ class TruthTeller(HandPredictor):
     def prepare(self, image, box_xywh=None, intrinsics=None):
         if image is not self.last:
             self.frame, self.last = self.frame + 1, image
-        return self.frame, np.asarray(box_xywh, float), intrinsics
+        box = (0, 0, *image.shape[1::-1]) if box_xywh is None else box_xywh
+        return self.frame, np.asarray(box, float), intrinsics
 
     def observe(self, photos, hand="both", min_confidence=0.0):
         return [self.tell(*photo) for photo in photos]
@@ -118,7 +119,7 @@ class TruthTeller(HandPredictor):
             root_depth=wrist[:, 2],
             rel_transl=both["rel_transl"][0],
             pair=both["pair"][0],
-            transl=wrist,
+            joints_cam=both["joints_cam"],
             focal=focal,
             princpt=both["princpt"],
             person_box_image=np.zeros(4, np.float32),

@@ -1,6 +1,7 @@
 """Videos from file to files: people, ids, the table, smoothing, the overlay; with a small untrained network."""
 
 import json
+import resource
 import sys
 from pathlib import Path
 
@@ -11,13 +12,15 @@ import pytest
 import torch
 
 from common.checkpoint import save_checkpoint
+from common.errors import UserError
 from common.nets.mano import TwoHandMano
 from common.types import ManoParams
 from common.utils.camera import Camera, project
 from demo import demo
 from demo.predictor import HandPredictor
+from demo.results import ResultWriter
 from demo.run import run
-from demo.video import VideoReader
+from demo.video import VideoReader, VideoWriter
 from demo.video_hands import VideoOptions, process_video
 from main.build import build_model
 from main.config import config_to_dict
@@ -206,3 +209,111 @@ def test_the_command_line(
     assert "bad.mp4: cannot read" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "out" / "two").iterdir()) == [
         "hands.npz", "overlay.mp4", "summary.json"]  # fmt: skip
+
+
+def test_two_people_without_smoothing_are_the_demo_on_the_same_crops_in_the_same_batches(
+    clip: Path, predictor: HandPredictor, tmp_path: Path
+) -> None:
+    """Bit for bit: given boxes are neither smoothed nor tracked into others."""
+    rng = np.random.default_rng(0)
+    boxes = [np.array([LEFT_BOX, RIGHT_BOX]) + rng.normal(0, 1, (2, 4)) for _ in range(20)]
+    boxes = [np.clip(people, 0, (160, 120, 160, 120)) for people in boxes]
+    process_video(clip, tmp_path, predictor, VideoOptions(boxes=boxes, smooth=0, batch_size=8, draw=()))
+    table, _ = load(tmp_path)
+    prepared = [predictor.prepare(frame.image, (x1, y1, x2 - x1, y2 - y1))
+                for frame, people in zip(VideoReader(clip), boxes, strict=True)
+                for x1, y1, x2, y2 in people.tolist()]  # fmt: skip
+    results = [hands for start in range(0, 40, 8) for hands in predictor.predict(prepared[start : start + 8])]
+    for row in range(len(table["frame"])):
+        hand = results[2 * table["frame"][row] + table["person"][row] - 1].hands[table["side"][row]]
+        for name in ("box_image", "joints_image", "joints_depth_rel", "joints_cam", "global_orient", "hand_pose",
+                     "betas"):  # fmt: skip
+            np.testing.assert_array_equal(table[name][row], getattr(hand, name), err_msg=name)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (120, 160)])
+def test_one_frame(size: tuple[int, int], predictor: HandPredictor, tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "a.mp4", size) as writer:
+        writer.write(np.full((*size, 3), 90, np.uint8), 0)
+    options = VideoOptions(detector=two_people if size == SIZE else None)
+    assert process_video(tmp_path / "a.mp4", tmp_path / "out", predictor, options) == []
+    assert len(list(VideoReader(tmp_path / "out" / "overlay.mp4"))) == 1
+    assert load(tmp_path / "out")[0]["frame"].tolist() == [0, 0]
+
+
+def test_nobody_gives_the_video_and_an_empty_table(
+    clip: Path, predictor: HandPredictor, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert process_video(clip, tmp_path, predictor, VideoOptions(min_confidence=1.0)) == []
+    table, summary = load(tmp_path)
+    assert len(table["frame"]) == 0 and table["joints_cam"].shape == (0, 21, 3) and summary["people"][0]["hands"] == 0
+    assert "no hand was found" in capsys.readouterr().out
+    for shown, original in zip(VideoReader(tmp_path / "overlay.mp4"), VideoReader(clip), strict=True):
+        assert np.abs(shown.image.astype(int) - original.image).mean() < 4
+
+
+@pytest.mark.parametrize("after", [30, 45])
+def test_a_stop_leaves_a_video_that_plays(after: int, clip: Path, predictor: HandPredictor, tmp_path: Path) -> None:
+    """While the network runs, what it has seen is drawn; while it is drawn, the video ends there."""
+    calls = iter(range(10_000))
+    options = VideoOptions(stop=lambda: next(calls) >= after, batch_size=4)
+    problems = process_video(clip, tmp_path, predictor, options)
+    frames = list(VideoReader(tmp_path / "overlay.mp4"))
+    assert 0 < len(frames) < 20
+    if after == 30:
+        assert problems == [f"stopped after {(len(frames) - 1) / 30:.2f} s"]
+        assert set(load(tmp_path)[0]["frame"]) == set(range(len(frames)))
+
+
+def test_a_stop_before_the_network_writes_nothing(clip: Path, predictor: HandPredictor, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        process_video(clip, tmp_path / "out", predictor, VideoOptions(stop=lambda: True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_part(clip: Path, predictor: HandPredictor, tmp_path: Path) -> None:
+    """As far as the limit on a file's size can stand for it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(UserError, match="cannot write .*overlay.mp4") as raised:
+            process_video(clip, tmp_path, predictor, VideoOptions(draw=()))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(raised.value) and not list(tmp_path.iterdir())
+
+
+def test_a_detector_that_raises_is_named(clip: Path, predictor: HandPredictor, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the person detector failed: ZeroDivisionError"):
+        process_video(clip, tmp_path / "out", predictor, VideoOptions(detector=lambda images: [1 / 0]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_boxes_that_no_detector_should_report_are_left_out(
+    clip: Path, predictor: HandPredictor, tmp_path: Path
+) -> None:
+    """Not finite, empty, reversed, outside: named, and the people beside them are followed."""
+    wrong = [[np.nan, 0, 50, 50], [80, 5, 5, 115], [30, 30, 30, 90], [500, 500, 600, 700]]
+    options = VideoOptions(detector=lambda images: [(np.array([LEFT_BOX, *wrong]), np.full(5, 0.9))], draw=())
+    problems = process_video(clip, tmp_path, predictor, options)
+    assert {"not finite", "reversed or empty", "outside"} == {
+        reason for reason in ("not finite", "reversed or empty", "outside") if any(reason in line for line in problems)
+    }
+    assert [person["frames"] for person in load(tmp_path)[1]["people"]] == [20]
+
+
+def test_single_frames_and_comparison(clip: Path, predictor: HandPredictor, tmp_path: Path) -> None:
+    def writer(folder: Path) -> ResultWriter:
+        return ResultWriter(folder, predictor.faces, predictor.hand_model_name, ("obj",))
+
+    options = VideoOptions(boxes=[np.array([LEFT_BOX, RIGHT_BOX])] * 20, frames_every=0.3, writer=writer, compare=True)
+    process_video(clip, tmp_path, predictor, options)
+    results = sorted((tmp_path / "frames" / "results").glob("*.json"))
+    assert [path.stem for path in results] == ["000000", "000009", "000018"]
+    people = json.loads(results[1].read_text())["people"]
+    assert [person["id"] for person in people] == [1, 2]
+    assert (tmp_path / "frames" / "meshes" / "000009_person1_right.obj").is_file()
+    reader = VideoReader(tmp_path / "overlay.mp4")
+    assert reader.size == (SIZE[0], 2 * SIZE[1])
+    left, right = np.split(next(iter(reader)).image.astype(int), 2, axis=1)
+    assert np.abs(left - right).max() > 50, "raw hands on the left, smoothed ones on the right"

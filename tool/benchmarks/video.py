@@ -317,7 +317,7 @@ class InstantPredictor(HandPredictor):
         self.rng = np.random.default_rng(0)
 
     def prepare(self, image, box_xywh=None, intrinsics=None) -> PreparedPhoto:
-        return PreparedPhoto(np.zeros(0, np.float32), image.shape[:2], np.asarray(box_xywh, np.float32), intrinsics)
+        return PreparedPhoto(np.zeros(0, np.float32), image.shape[:2], np.zeros(4, np.float32), intrinsics)
 
     def observe(self, photos, hand="both", min_confidence=0.0) -> list[Observations]:
         def draw(*shape: int) -> np.ndarray:
@@ -329,7 +329,8 @@ class InstantPredictor(HandPredictor):
                 joints_image=draw(2, 21, 2) + 40, joints_depth_rel=draw(2, 21), global_orient=draw(2, 3),
                 hand_pose=draw(2, 15, 3), betas=draw(2, 10), wrist_image=draw(2, 2) + 40,
                 hand_focal=draw(2, 2) + 300, pair_focal=draw(2) + 300, root_depth=draw(2) + 1, rel_transl=draw(3),
-                pair=np.array(True), transl=draw(2, 3) + (0, 0, 1), focal=draw(2, 2) + 300, princpt=draw(2, 2) + 40,
+                pair=np.array(True), joints_cam=draw(2, 21, 3) + (0, 0, 1), focal=draw(2, 2) + 300,
+                princpt=draw(2, 2) + 40,
                 person_box_image=np.zeros(4, np.float32),
             )
             for _ in photos
@@ -364,14 +365,14 @@ def memory(work: Path, mano: Path) -> list[Measurement]:
 
 
 def time_beside_parts(rig: HandRig, mano: Path, work: Path) -> list[Measurement]:
-    """CPU time of a video of two people beside that of its parts; the untrained small network."""
-    config = preset_config("small")
+    """CPU time of a video of two people beside that of its parts; the published network, untrained."""
+    config = preset_config(None)
     model = build_model(config, TwoHandMano(*read_hand_models(mano)))
     show_something(model)
     predictor = HandPredictor(model, config, [torch.device("cpu")])
-    clip = make_clip("two", rig, 1.0)
-    write_clip(work / "two_1s", "two", clip, rig, build_skin(rig))
-    path, truth = work / "two_1s" / "two.mp4", true_table(clip)
+    clip = make_clip("two", rig, 0.5)
+    write_clip(work / "two_short", "two", clip, rig, build_skin(rig))
+    path, truth = work / "two_short" / "two.mp4", true_table(clip)
     people = noisy_boxes(truth)[0], np.ones(2)
 
     def detector(images: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -384,8 +385,8 @@ def time_beside_parts(rig: HandRig, mano: Path, work: Path) -> list[Measurement]
         work()
         return time.process_time() - begun
 
-    whole = spent(lambda: process_video(path, work / "two_1s", predictor, VideoOptions(detector=detector)))
-    with np.load(work / "two_1s" / "hands.npz") as file:
+    whole = spent(lambda: process_video(path, work / "two_short", predictor, VideoOptions(detector=detector)))
+    with np.load(work / "two_short" / "hands.npz") as file:
         table = dict(file)
     frames = list(VideoReader(path))
     prepared = [predictor.prepare(frames[0].image, (x1, y1, x2 - x1, y2 - y1)) for x1, y1, x2, y2 in people[0]] * 4
@@ -400,7 +401,7 @@ def time_beside_parts(rig: HandRig, mano: Path, work: Path) -> list[Measurement]
         for frame in frames))  # fmt: skip
 
     def write() -> None:
-        with VideoWriter(work / "two_1s" / "again.mp4", drawn[0].shape[:2]) as writer:
+        with VideoWriter(work / "two_short" / "again.mp4", drawn[0].shape[:2]) as writer:
             for number, image in enumerate(drawn):
                 writer.write(image, number * 3000)
 
