@@ -63,7 +63,7 @@ def process_videos(
 def frame_writer(predictor: HandPredictor, args: argparse.Namespace, folder: Path) -> ResultWriter:
     """Writes single frames of a video as photos."""
     about = args.mesh_formats, args.html, args.renderer, predictor.note
-    return ResultWriter(folder, predictor.faces, predictor.hand_model_name, *about)
+    return ResultWriter(folder, predictor.hand_model_name, *about)
 
 
 def run_camera(

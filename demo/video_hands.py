@@ -376,6 +376,7 @@ def _frame_writer(
     def write(frame: Frame, people: list[Person], prepared: list[PreparedPhoto]) -> None:
         results = predictor.predict(prepared, options.hand, options.min_confidence)
         alone = len(people) == 1 and people[0].source == "photo"
+        writer.begin(f"{frame.number:06d}", len(people))
         writer.write(f"{frame.number:06d}", frame.image, results[0] if alone else report_people(people, results))
 
     return write

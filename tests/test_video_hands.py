@@ -304,7 +304,7 @@ def test_boxes_that_no_detector_should_report_are_left_out(
 
 def test_single_frames_and_comparison(clip: Path, predictor: HandPredictor, tmp_path: Path) -> None:
     def writer(folder: Path) -> ResultWriter:
-        return ResultWriter(folder, predictor.faces, predictor.hand_model_name, ("obj",))
+        return ResultWriter(folder, predictor.hand_model_name, ("obj",))
 
     options = VideoOptions(boxes=[np.array([LEFT_BOX, RIGHT_BOX])] * 20, frames_every=0.3, writer=writer, compare=True)
     process_video(clip, tmp_path, predictor, options)
