@@ -69,6 +69,12 @@ def test_errors_of_a_table_that_is_the_truth_are_nothing(rig: HandRig) -> None:
     assert max(errors_smoothed) < 1e-3 and errors_raw[2] > 1
 
 
+def test_memory_is_measured_in_processes_of_their_own(hand_folder: Path, tmp_path: Path) -> None:
+    """The network that answers at once passes through the whole pipeline."""
+    (row,) = video.memory(tmp_path, hand_folder, (1, 2))
+    assert 0.5 < row.value < 1.2 and "MiB" in row.detail
+
+
 def test_the_command_prints_goals(
     hand_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

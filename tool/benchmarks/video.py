@@ -312,7 +312,7 @@ class InstantPredictor(HandPredictor):
 
     def __init__(self, mano: TwoHandMano) -> None:
         self.model = argparse.Namespace(mano_layer=mano)  # all that the pipeline uses
-        self.device, self.hand_model_name = torch.device("cpu"), mano.name
+        self.device, self.hand_model_name, self.note = torch.device("cpu"), mano.name, ""
         self.faces = mano.faces.numpy()
         self.rng = np.random.default_rng(0)
 
@@ -344,12 +344,12 @@ def _peak_of_video(path: Path, mano: Path, send: Connection) -> None:
     send.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def memory(work: Path, mano: Path) -> list[Measurement]:
-    """Peak memory of 10 min beside 10 s, less the table; small frames and a network that answers at once."""
+def memory(work: Path, mano: Path, lengths: tuple[int, int] = (10, 600)) -> list[Measurement]:
+    """Peak memory of 10 min beside 10 s (`lengths`), less the table; small frames, a network that answers at once."""
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 60, (96, 128, 3), np.uint8) for _ in range(FPS)]
     peaks, tables, context = [], [], multiprocessing.get_context("spawn")
-    for seconds in (10, 600):
+    for seconds in lengths:
         path, count = work / f"seconds_{seconds}.mp4", seconds * FPS
         encode(path, (frames[number % FPS] for number in range(count)), np.arange(count) * 20)
         receive, send = context.Pipe(duplex=False)
