@@ -1,12 +1,16 @@
 """What the demo reports of a person: both hands, where they are, and whose they are."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from common.drawing.export import glb, merge_into_shared_camera
 from common.drawing.raster import HandMesh
 from common.drawing.render import render_hands
+from common.options import MESH_FORMATS
 from common.types import SIDES
 from common.utils.camera import Camera
 
@@ -61,7 +65,8 @@ class PhotoHands:
         pair: whether both hands are placed together, in one camera.
         rel_transl: (3,) m, left wrist - right wrist.
         metric: whether real intrinsics place the hands; otherwise depth and size are the virtual camera's.
-        image: (H, W, 3) uint8 RGB, the photo, if `HandPredictor` was called on it; batches do not keep theirs.
+        image: (H, W, 3) uint8 RGB, the photo, if `HandPredictor` was called on it; `predict` does not keep it.
+        writer: likewise, what `save` calls.
     """
 
     image_size: tuple[int, int]
@@ -76,6 +81,7 @@ class PhotoHands:
     rel_transl: np.ndarray
     metric: bool
     image: np.ndarray | None = field(default=None, kw_only=True)
+    writer: Callable[..., Any] | None = field(default=None, kw_only=True)
 
     def __repr__(self) -> str:
         height, width = self.image_size
@@ -105,6 +111,31 @@ class PhotoHands:
     def scene(self) -> bytes:
         """The hands as a GLB file, as the demo's `NAME.glb`. Raises ValueError if there is no hand."""
         return glb(merge_into_shared_camera(self.meshes()))
+
+    def save(
+        self,
+        folder: str | Path,
+        name: str | None = None,
+        mesh_formats: Sequence[str] = MESH_FORMATS,
+        html: bool = False,
+        renderer: str = "auto",
+    ) -> None:
+        """Write the files that the demo writes for a photo; earlier files of this name are replaced.
+
+        Args:
+            folder: of the folders boxes, meshes, params, renders and results.
+            name: of the files; default: the photo's file without its suffix, or "photo", and the person's number.
+            mesh_formats: of obj, ply, glb.
+            html: also write a page with the 3D result.
+            renderer: see `common.drawing.render.render_hands`.
+
+        Raises:
+            ValueError: the photo is not kept, or an argument is none of these.
+            UserError: the folder cannot be written to, or holds the results of another photo of this name.
+        """
+        if self.image is None or self.writer is None:
+            raise ValueError("save() needs the photo itself: call the predictor on it, instead of predict()")
+        self.writer(self, Path(folder), name, mesh_formats, html, renderer)
 
     @property
     def hands(self) -> list[Hand]:

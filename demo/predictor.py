@@ -5,35 +5,51 @@
     predictor = HandPredictor.load("demo/snapshot_6.pth")
     photo = predictor("photo.jpg")
     photo.right.joints_cam, photo.right.camera, photo.confidences
+    photo.save("results")
+    photos = predictor(["a.jpg", "b.jpg"])
     for person in predictor.people("photo.jpg"):
         person.id, person.box_image, person.hands
 
-`demo/demo.py` adds options and output files.
+docs/python.md explains it; `demo/demo.py` adds options.
 """
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import nn
 
 from common.errors import UserError
-from common.options import HAND_MODES, MANO_FOLDER
+from common.options import MANO_FOLDER
 from common.postprocess import to_crop
 from common.types import LEFT, RIGHT, SIDES
 from common.utils.affine import image_to_crop, invert_affine_np
 from common.utils.boxes import body_box, iou
 from common.utils.camera import Camera, place_before_camera
 from common.utils.heatmaps import bin_to_depth
-from common.utils.images import load_photo, warp_image
+from common.utils.images import warp_image
 from common.weights import check_sum
+from demo.arguments import (
+    LoadedPhoto,
+    PhotoLike,
+    check_box,
+    check_camera,
+    check_choice,
+    check_image,
+    check_people,
+    one_each,
+    read_devices,
+    read_photo,
+)
 from demo.hands import Hand, PersonHands, PhotoHands
 from demo.motion import Observations
 from demo.people import Detector, Person, choose_people, detect_people, given_people, load_detector, report_people
+from demo.results import save_photo
 from main.build import load_model, prepare_inference
 from main.config import Config
 from main.model import InterWild
@@ -41,7 +57,7 @@ from main.onnx_network import OnnxNetwork, load_onnx
 
 # With `hand="auto"`, two boxes that overlap by more than this are considered one hand detected twice.
 SAME_HAND_IOU = 0.8
-PEOPLE_BATCH = 16  # people of a photo that go through the network together
+BATCH = 16  # photos of a list, or people of a photo, that go through the network together
 
 Arrays = Any  # a named tuple of tensors, such as `Prediction`, with NumPy arrays in their place
 
@@ -98,7 +114,7 @@ class HandPredictor:
         cls,
         checkpoint: str | Path,
         mano: str | Path = MANO_FOLDER,
-        devices: Sequence[torch.device | str] | None = None,
+        devices: Sequence[torch.device | str] | torch.device | str | None = None,
         sha256: str | None = None,
     ) -> "HandPredictor":
         """Read a checkpoint and the MANO files.
@@ -106,22 +122,22 @@ class HandPredictor:
         Args:
             checkpoint: published or ours; or network.onnx, written by `tool/export.py`, which runs on the CPU.
             mano: folder of MANO_RIGHT.pkl and MANO_LEFT.pkl.
-            devices: default is the first CUDA GPU, else the CPU.
+            devices: one or several, e.g. "cpu" or ["cuda:0", "cuda:1"]; default: the first CUDA GPU, else the CPU.
             sha256: what the checkpoint's sha256 must be.
 
         Raises:
             UserError: a file is missing, damaged, another, or does not fit.
+            ValueError, TypeError: there is no such device.
         """
+        chosen = read_devices(("cuda:0" if torch.cuda.is_available() else "cpu") if devices is None else devices)
         check_sum(Path(checkpoint), sha256)
-        if devices is None:
-            devices = ["cuda:0" if torch.cuda.is_available() else "cpu"]
         model: InterWild | OnnxNetwork
         if Path(checkpoint).suffix == ".onnx":
             model, config, note = load_onnx(Path(checkpoint), Path(mano))
-            devices = ["cpu"]
+            chosen = [torch.device("cpu")]
         else:
             model, config, _, _, note = load_model(Path(checkpoint), Path(mano))
-        return cls(model, config, [torch.device(device) for device in devices], note)
+        return cls(model, config, chosen, note)
 
     def prepare(
         self, image: np.ndarray, box_xywh: Sequence[float] | None = None, intrinsics: Camera | None = None
@@ -136,10 +152,14 @@ class HandPredictor:
             intrinsics: the photo's real pinhole camera; the hands are then placed in metric camera space.
 
         Raises:
-            UserError: the image has another shape or dtype, or no part of the box is inside the photo.
+            ValueError, TypeError: an argument has another type, shape or range.
+            UserError: no part of the box is inside the photo.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise UserError(f"an image must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
+        check_image(image)
+        if box_xywh is not None:
+            check_box(box_xywh)
+        if intrinsics is not None:
+            check_camera(intrinsics)
         size, crop_size = image.shape[:2], self.config.frames.crop
         box = (0, 0, size[1], size[0]) if box_xywh is None else box_xywh
         box_image = body_box(np.asarray(box), size, crop_size, self.config.wild_box_extension)
@@ -160,10 +180,11 @@ class HandPredictor:
             min_confidence: hands below it are dropped.
 
         Raises:
-            ValueError: `hand` is none of these.
+            ValueError: `hand` is none of these, or `min_confidence` is not from 0 to 1.
             torch.OutOfMemoryError: the batch is too large for the device.
         """
-        return [self._assemble(photo, *answer, hand, min_confidence) for photo, answer in self._run(photos, hand)]
+        check_choice(hand, min_confidence)
+        return [self._assemble(photo, *answer, hand, min_confidence) for photo, answer in self._run(photos)]
 
     def observe(
         self, photos: Sequence[PreparedPhoto], hand: str = "both", min_confidence: float = 0.0
@@ -172,25 +193,93 @@ class HandPredictor:
 
         `person_box_image` is left for the caller to fill in.
         """
-        return [self._observe(photo, *answer, hand, min_confidence) for photo, answer in self._run(photos, hand)]
+        check_choice(hand, min_confidence)
+        return [self._observe(photo, *answer, hand, min_confidence) for photo, answer in self._run(photos)]
 
+    @overload
     def __call__(
         self,
-        image: str | Path | np.ndarray,
-        box_xywh: Sequence[float] | None = None,
+        image: PhotoLike,
+        box_xywh: Sequence[float] | np.ndarray | None = None,
         intrinsics: Camera | None = None,
         hand: str = "both",
         min_confidence: float = 0.0,
         ignore_exif: bool = False,
-    ) -> PhotoHands:
-        """One photo, as a path or (H, W, 3) uint8 RGB.
+    ) -> PhotoHands: ...
 
-        A file is turned upright by its EXIF orientation first, unless `ignore_exif`. The other arguments are those of
-        `prepare` and `predict`.
+    @overload
+    def __call__(
+        self,
+        image: list[Any] | tuple[Any, ...],
+        box_xywh: Sequence[Sequence[float] | None] | np.ndarray | None = None,
+        intrinsics: Camera | Sequence[Camera | None] | None = None,
+        hand: str = "both",
+        min_confidence: float = 0.0,
+        ignore_exif: bool = False,
+    ) -> list[PhotoHands]: ...
+
+    def __call__(
+        self,
+        image: Any,
+        box_xywh: Any = None,
+        intrinsics: Any = None,
+        hand: str = "both",
+        min_confidence: float = 0.0,
+        ignore_exif: bool = False,
+    ) -> PhotoHands | list[PhotoHands]:
+        """One photo, or a list of photos, which go through the network in batches.
+
+        Args:
+            image: a path, a PIL image or (H, W, 3) uint8 RGB; or a list of these. Files and PIL images are turned
+                upright by their EXIF orientation first, unless `ignore_exif`.
+            box_xywh, intrinsics: see `prepare`. With a list of photos one entry or None for each photo; one camera may
+                stand for all.
+            hand, min_confidence: see `predict`.
+
+        Returns:
+            The photo's hands; of a list of photos a list in its order.
+
+        Raises:
+            ValueError, TypeError: an argument has another type, shape or range.
+            UserError: a photo cannot be read, or no part of its box is inside it.
         """
-        array = image if isinstance(image, np.ndarray) else load_photo(Path(image), ignore_exif)[0]
-        photo = self.predict([self.prepare(array, box_xywh, intrinsics)], hand, min_confidence)[0]
-        return replace(photo, image=array)
+        check_choice(hand, min_confidence)
+        if not isinstance(image, list | tuple):
+            return self._photos([read_photo(image, ignore_exif)], [box_xywh], [intrinsics], hand, min_confidence)[0]
+        boxes = one_each("box_xywh", box_xywh, len(image))
+        shared = isinstance(intrinsics, Camera)
+        cameras = [intrinsics] * len(image) if shared else one_each("intrinsics", intrinsics, len(image))
+        results: list[PhotoHands] = []
+        for start in range(0, len(image), BATCH):
+            part = slice(start, start + BATCH)
+            photos = [read_photo(one, ignore_exif) for one in image[part]]
+            results += self._photos(photos, boxes[part], cameras[part], hand, min_confidence)
+        return results
+
+    def _photos(
+        self,
+        photos: Sequence[LoadedPhoto],
+        boxes: Sequence[Any],
+        cameras: Sequence[Any],
+        hand: str,
+        min_confidence: float,
+    ) -> list[PhotoHands]:
+        """One batch of photos; each result keeps its photo."""
+        inputs = zip(photos, boxes, cameras, strict=True)
+        prepared = [self.prepare(photo.image, box, camera) for photo, box, camera in inputs]
+        results = self.predict(prepared, hand, min_confidence)
+        return [self._keep(result, photo) for result, photo in zip(results, photos, strict=True)]
+
+    def _keep(self, result: PhotoHands, photo: LoadedPhoto) -> PhotoHands:
+        """A result with its photo, for `draw` and `save`."""
+        writer = partial(
+            save_photo,
+            file=photo.file,
+            orientation=photo.orientation,
+            hand_model=self.hand_model_name,
+            note=self.note,
+        )
+        return replace(result, image=photo.image, writer=writer)
 
     def prepare_person(self, image: np.ndarray, person: Person, intrinsics: Camera | None = None) -> PreparedPhoto:
         """`prepare` for one of a photo's people."""
@@ -201,7 +290,7 @@ class HandPredictor:
 
     def people(
         self,
-        image: str | Path | np.ndarray,
+        image: PhotoLike,
         detector: str | Detector = "fast",
         boxes: Sequence[Sequence[float]] | np.ndarray | None = None,
         intrinsics: Camera | None = None,
@@ -224,21 +313,24 @@ class HandPredictor:
         The other arguments are those of `__call__`.
 
         Raises:
+            ValueError, TypeError: an argument has another type, shape or range.
             UserError: the photo cannot be read, or the detector fails.
         """
-        array = image if isinstance(image, np.ndarray) else load_photo(Path(image), ignore_exif)[0]
-        size = array.shape[:2]
+        check_people(detector, boxes, min_person, max_people)
+        check_choice(hand, min_confidence)
+        photo = read_photo(image, ignore_exif)
+        array, size = photo.image, photo.image.shape[:2]
         if boxes is not None:
-            found, problems = given_people(np.asarray(boxes), size)
+            found, problems = given_people(np.asarray(boxes, np.float64).reshape(-1, 4), size)
         else:
             detect = self._detector(detector) if isinstance(detector, str) else detector
             found, problems = choose_people(detect_people(detect, [array])[0], size, min_person, max_people)
         for problem in problems:
             warnings.warn(problem, stacklevel=2)
         results: list[PhotoHands] = []
-        for start in range(0, len(found), PEOPLE_BATCH):
-            crops = [self.prepare_person(array, person, intrinsics) for person in found[start : start + PEOPLE_BATCH]]
-            results += self.predict(crops, hand, min_confidence)
+        for start in range(0, len(found), BATCH):
+            crops = [self.prepare_person(array, person, intrinsics) for person in found[start : start + BATCH]]
+            results += [self._keep(result, photo) for result in self.predict(crops, hand, min_confidence)]
         return report_people(found, results)
 
     def _detector(self, name: str) -> Detector:
@@ -248,10 +340,8 @@ class HandPredictor:
         return self._detectors[name]
 
     @torch.inference_mode()
-    def _run(self, photos: Sequence[PreparedPhoto], hand: str) -> list[tuple[PreparedPhoto, tuple[Arrays, Arrays]]]:
+    def _run(self, photos: Sequence[PreparedPhoto]) -> list[tuple[PreparedPhoto, tuple[Arrays, Arrays]]]:
         """The network on a batch; its `Prediction` and `CropResult` as arrays, photo by photo."""
-        if hand not in HAND_MODES:
-            raise ValueError(f"hand must be one of {', '.join(HAND_MODES)}, not {hand!r}")
         crops = torch.from_numpy(np.stack([photo.crop for photo in photos]))
         prediction = self.network(crops.to(self.device).permute(0, 3, 1, 2) / 255)
         arrays, crop_results = _to_numpy(prediction), _to_numpy(to_crop(prediction, self.config.frames))

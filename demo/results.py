@@ -17,7 +17,8 @@ from common.drawing.export import merge_into_shared_camera, write_glb, write_htm
 from common.drawing.overlay import draw_boxes, draw_skeletons
 from common.drawing.raster import HandMesh
 from common.drawing.render import HAND_RGB, render_hands
-from common.errors import UserError
+from common.errors import UserError, brief
+from common.options import MESH_FORMATS, RENDERERS
 from common.types import SIDES
 from common.utils.camera import Camera
 from common.utils.files import atomic_write, make_folder, write_image, write_json
@@ -59,7 +60,7 @@ class ResultWriter:
         self,
         folder: Path,
         hand_model: str,
-        mesh_formats: Sequence[str] = ("obj", "ply", "glb"),
+        mesh_formats: Sequence[str] = MESH_FORMATS,
         html: bool = False,
         renderer: str = "auto",
         note: str = "",
@@ -210,6 +211,34 @@ class ResultWriter:
             "hand_model": self.hand_model,
         }
         write_json(self._path("params", name, f"{stem}.json"), params)
+
+
+def save_photo(
+    photo: PhotoHands,
+    folder: Path,
+    name: str | None,
+    mesh_formats: Sequence[str],
+    html: bool,
+    renderer: str,
+    file: Path | None,
+    orientation: int,
+    hand_model: str,
+    note: str,
+) -> None:
+    """Write the files of one photo, or of one of its people; see `PhotoHands.save` and `ResultWriter`."""
+    assert photo.image is not None
+    if name is None:
+        person = f"_person{photo.id}" if isinstance(photo, PersonHands) else ""
+        name = (file.stem if file else "photo") + person
+    if not name or name != Path(name).name:
+        raise ValueError(f"name must be a file name without folders, not {name!r}")
+    if isinstance(mesh_formats, str) or not set(mesh_formats) <= set(MESH_FORMATS):
+        raise ValueError(f"mesh_formats must be some of {', '.join(MESH_FORMATS)} in a list, not {brief(mesh_formats)}")
+    if renderer not in RENDERERS:
+        raise ValueError(f"renderer must be one of {', '.join(RENDERERS)}, not {brief(renderer)}")
+    writer = ResultWriter(folder, hand_model, mesh_formats, html, renderer, note)
+    writer.begin(name, 1, file)
+    writer.write(name, photo.image, photo, orientation)
 
 
 def depth_note(photo: PhotoHands) -> str:

@@ -219,12 +219,15 @@ def find(*start: str) -> Command:
 
 
 def test_first_steps_work_as_written(project):
-    """From nothing to a demo without licensed files; then the README's Python, and the doctor. Only the network is
+    """From nothing to a demo without licensed files; then the pages' Python, and the doctor. Only the network is
     smaller than written, and the untrained one for the Python, too. The demo's files hold what docs/formats.md says."""
-    program = project / "program.py"
-    text = next(block.text for block in blocks(ROOT / "README.md", "python"))
-    assert "demo/snapshot_6.pth" in text
-    program.write_text(text.replace("demo/snapshot_6.pth", "demo/untrained.pth"))
+    program, lesson = project / "program.py", project / "lesson.py"
+    for file, text in (
+        (program, next(block.text for block in blocks(ROOT / "README.md", "python"))),
+        (lesson, "\n".join(block.text for block in blocks(ROOT / "docs" / "python.md", "python"))),
+    ):
+        assert "demo/snapshot_6.pth" in text
+        file.write_text(text.replace("demo/snapshot_6.pth", "demo/untrained.pth"))
     demo = find("python", "demo/demo.py")
     photo = next(word for word in demo.words if word.endswith(".jpg"))
     image = np.random.default_rng(0).integers(0, 255, (120, 90, 3), np.uint8)
@@ -242,11 +245,15 @@ def test_first_steps_work_as_written(project):
             step(find("python", "tool/make_checkpoint.py"), "--preset", "small"),
             step(demo),
             (project, program, []),
+            (project, lesson, []),
             step(find("python", "tool/doctor.py")),
         ],
     )
-    assert codes == [0] * 5, f"{codes}\n{printed}\n{errors}"
+    assert codes == [0] * 6, f"{codes}\n{printed}\n{errors}"
     assert "1 of 1 photos done" in printed and "(21, 3)" in printed
+    assert "missing.jpg" in printed and "min_confidence must be" in printed
+    saved = {file.stem for file in (project / "results" / "results").iterdir()}
+    assert saved == {"photo", "photo_0", "photo_1", "photo_2", "photo_person1", "photo_person2"}
 
     keys = set(spans(ROOT / "docs" / "formats.md"))
     written = [json.loads(next((project / "demo" / kind).glob("*.json")).read_text()) for kind in ("boxes", "params")]
@@ -261,7 +268,7 @@ def test_options_in_the_text_exist():
     text = "\n".join(path.read_text() for folder in CODE for path in (ROOT / folder).rglob("*.py"))
     text += "".join(path.read_text() for path in ROOT.glob("*.py"))
     known = {f"--{name}".replace("-", "_") for name in [*re.findall(r'"--([\w-]+)"', text), *FIELDS]}
-    foreign = {"__help", "__signal"}  # with _ for -; argparse's own, Slurm's
+    foreign = {"__help", "__signal", "__max_restarts"}  # with _ for -; of argparse, Slurm and torchrun
     for page in PAGES:
         named = {option for span in spans(page) for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)
                  if "torchrun" not in span}  # fmt: skip

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from inputs import smooth_image_uint8
+from PIL import Image
 
 from common.checkpoint import GENERATED_NOTE, UNTRAINED_NOTE, data_record
 from common.errors import UserError
@@ -189,13 +190,123 @@ def test_paths_arrays_and_wrong_arrays(predictor, image, tmp_path):
     cv2.imwrite(str(path), image[..., ::-1])
     np.testing.assert_array_equal(load_image(path), image)
     np.testing.assert_array_equal(predictor(path).boxes_image, predictor(image).boxes_image)
-    for wrong in (image[..., 0], image.astype(np.float32), np.zeros((10, 10, 4), np.uint8)):
-        with pytest.raises(UserError, match=r"must be \(H, W, 3\) uint8 RGB"):
+    for wrong in (image[..., 0], image.astype(np.float32), np.zeros((10, 10, 4), np.uint8), image[:0]):
+        with pytest.raises(ValueError, match=r"must be \(H, W, 3\) uint8 RGB"):
             predictor(wrong)
     with pytest.raises(UserError, match="holds nothing"):
         predictor(image, box_xywh=(400, 0, 50, 50))
     with pytest.raises(UserError, match="holds nothing"):
         predictor(np.zeros((1, 1, 3), np.uint8))
+
+
+def test_pil_images_and_lists(predictor, image, photo, tmp_path, monkeypatch):
+    """Each photo of a list is what it is alone, whatever its kind, across batches; EXIF is undone as for files."""
+    monkeypatch.setattr("demo.predictor.BATCH", 2)
+    upright, turned = Image.fromarray(image), Image.fromarray(np.rot90(image))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # stored turned left
+    turned.save(tmp_path / "turned.png", exif=exif)
+    opened = Image.open(tmp_path / "turned.png")
+    for one in (upright, opened, tmp_path / "turned.png"):
+        np.testing.assert_array_equal(predictor(one).boxes_image, photo.boxes_image)
+        np.testing.assert_array_equal(predictor(one).image, image)
+    assert predictor(opened, ignore_exif=True).image_size == (300, 240)
+    box = (10.0, 20.0, 200.0, 150.0)
+    results = predictor([image, str(tmp_path / "turned.png"), upright], [None, None, box], hand="right")
+    assert [len(result.hands) for result in results] == [1, 1, 1]
+    for result, alone in zip(results, (photo, photo, predictor(image, box)), strict=True):
+        np.testing.assert_allclose(result.boxes_image, alone.boxes_image, atol=1e-2)
+    assert predictor([]) == [] and predictor((upright,), intrinsics=[None])[0].image_size == photo.image_size
+    with pytest.raises(ValueError, match="convert it to RGB"):
+        predictor(upright.convert("I"))
+
+
+def camera(focal=(500.0, 500.0), princpt=(1.0, 2.0), orthographic=False) -> Camera:
+    return Camera(np.array(focal), np.array(princpt), orthographic)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({"image": 3}, TypeError, "a photo must be a path, a PIL image or"),
+        ({"image": [[1, 2]]}, TypeError, "a photo must be"),
+        ({"hand": "third"}, ValueError, "hand must be one of both, right, left, auto, not 'third'"),
+        ({"hand": None}, ValueError, "hand must be one of"),
+        ({"min_confidence": 1.5}, ValueError, "min_confidence must be a number from 0 to 1, not 1.5"),
+        ({"min_confidence": float("nan")}, ValueError, "min_confidence must be"),
+        ({"min_confidence": "0.5"}, ValueError, "min_confidence must be"),
+        ({"box_xywh": (0, 0, 10)}, ValueError, "box_xywh must be four finite numbers"),
+        ({"box_xywh": (0, 0, float("nan"), 10)}, ValueError, "box_xywh must be"),
+        ({"box_xywh": "0 0 10 10"}, ValueError, "box_xywh must be"),
+        ({"intrinsics": np.eye(3)}, TypeError, "intrinsics must be a Camera, not ndarray; of a 3 x 3 matrix"),
+        ({"intrinsics": camera(orthographic=True)}, ValueError, "must be a pinhole camera"),
+        ({"intrinsics": camera(focal=(500.0, -1.0))}, ValueError, "focal must be two numbers above 0"),
+        ({"intrinsics": camera(focal=(500.0,))}, ValueError, "focal must be"),
+        ({"intrinsics": camera(princpt=(1.0, 2.0, 3.0))}, ValueError, "princpt must be two finite numbers"),
+        ({"intrinsics": camera(princpt=(1.0, float("inf")))}, ValueError, "princpt must be"),
+        ({"image": ["a.jpg"] * 2, "box_xywh": [None]}, ValueError, "one entry for each of the 2 photos"),
+        ({"image": ["a.jpg"] * 2, "intrinsics": np.eye(3)}, ValueError, "one entry for each of the 2 photos"),
+    ],
+)
+def test_wrong_arguments_are_one_line(predictor, image, arguments, kind, message):
+    with pytest.raises(kind, match=message) as caught:
+        predictor(**({"image": image} | arguments))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({"detector": 3}, TypeError, "detector must be"),
+        ({"boxes": [[0, 0, 10]]}, ValueError, r"boxes must be \(P, 4\)"),
+        ({"boxes": [[0, 0, 10, 10], [0]]}, ValueError, r"boxes must be \(P, 4\)"),
+        ({"boxes": [], "min_person": 2}, ValueError, "min_person must be a number from 0 to 1"),
+        ({"boxes": [], "max_people": 0}, ValueError, "max_people must be a whole number from 1"),
+        ({"boxes": [], "intrinsics": np.eye(3)}, TypeError, "intrinsics must be a Camera"),
+    ],
+)
+def test_wrong_arguments_for_people_are_one_line(predictor, image, arguments, kind, message):
+    with pytest.raises(kind, match=message):
+        predictor.people(image, **arguments)
+
+
+def test_devices(small_snapshot, mano_folder):
+    assert HandPredictor.load(small_snapshot, mano_folder, "cpu").devices == [torch.device("cpu")]
+    for devices, kind, message in (
+        ("gpu", ValueError, "no device 'gpu'"),
+        ([], ValueError, "must not be empty"),
+        (["cuda:99"], ValueError, "no GPU cuda:99"),
+        ([3.5], TypeError, "a device must be"),
+    ):
+        with pytest.raises(kind, match=message):
+            HandPredictor.load(small_snapshot, mano_folder, devices)
+
+
+def test_save_writes_the_files_of_the_demo(predictor, image, photo, tmp_path):
+    """All folders, named after the photo; of people one set of files each; a batch kept no photo."""
+    path = tmp_path / "two.png"
+    cv2.imwrite(str(path), image[..., ::-1])
+    result = predictor(path)
+    result.save(tmp_path / "ours", html=True)
+    writer = ResultWriter(tmp_path / "theirs", predictor.hand_model_name, html=True)
+    writer.begin("two", 1, path)
+    writer.write("two", np.ascontiguousarray(image), result)
+    files = [file.relative_to(tmp_path / "theirs") for file in (tmp_path / "theirs").rglob("*.*")]
+    assert len(files) == 14 and sorted(files) == sorted(
+        file.relative_to(tmp_path / "ours") for file in (tmp_path / "ours").rglob("*.*")
+    )
+    for file in files:
+        if file.suffix != ".html":  # trimesh names its nodes at random
+            assert (tmp_path / "ours" / file).read_bytes() == (tmp_path / "theirs" / file).read_bytes()
+    for person in predictor.people(image, boxes=[[0, 0, 150, 240], [150, 0, 300, 240]]):
+        person.save(tmp_path / "people", mesh_formats=["ply"])
+    names = {file.name for file in (tmp_path / "people" / "results").iterdir()}
+    assert names == {"photo_person1.json", "photo_person2.json"}
+    for bad in ({"name": "a/b"}, {"mesh_formats": "obj"}, {"mesh_formats": ["x"]}, {"renderer": "x"}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            photo.save(tmp_path, **bad)
+    with pytest.raises(ValueError, match="needs the photo itself"):
+        predictor.predict([predictor.prepare(image)])[0].save(tmp_path)
 
 
 def test_result_as_data(photo, predictor):
