@@ -112,7 +112,7 @@ def check_people(detector: Any, boxes: Any, min_person: Any, max_people: Any) ->
     if not isinstance(detector, str) and not callable(detector):
         raise TypeError(f"detector must be a name or a function, not {type(detector).__name__}")
     if boxes is not None:
-        shape = np.shape(boxes) if _numeric(boxes) else ()
+        shape: tuple[int, ...] = np.shape(boxes) if _numeric(boxes) else ()
         if shape != (0,) and (len(shape) != 2 or shape[1] != 4):
             raise ValueError("boxes must be (P, 4) numbers, x1, y1, x2, y2 in px of each person")
     check_fraction("min_person", min_person)

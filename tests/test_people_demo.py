@@ -63,7 +63,7 @@ def run(monkeypatch, checkpoint, mano_folder, predictor, tmp_path):
         for index, name in enumerate(crowds):
             cv2.imwrite(str(folder / name), smooth_image_uint8(index, 200, 405))
         (tmp_path / "boxes.json").write_text(json.dumps(crowds))
-        arguments = ["--output", str(tmp_path / "out")]
+        arguments = ["--output", str(tmp_path / "out"), "--checkpoint", str(checkpoint), "--mano", str(mano_folder)]
         arguments += ["--input", *(str(folder / name) for name in crowds)] if crowds else []
         arguments += ["--boxes", str(tmp_path / "boxes.json")] if boxes else []
         monkeypatch.setattr(sys, "argv", ["demo.py", "--gpu", "cpu", *arguments, *options])
