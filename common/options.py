@@ -67,6 +67,15 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, **more)
         self.former = former or {}
 
+    def standard_groups(self) -> tuple[Any, Any, Any]:
+        """The groups of options that --help shows, in this order in all scripts; those of one script follow.
+
+        Returns:
+            What is read and written; how it is processed, and where; what is reported.
+        """
+        add = self.add_argument_group
+        return add("files"), add("processing"), add("results")
+
     def parse_known_args(  # type: ignore[override]  # the overloads for other namespace types are not needed
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:

@@ -108,44 +108,53 @@ def list_missing(args: argparse.Namespace) -> list[str]:
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("--gpu", help=GPU_HELP.replace("all GPUs", "one GPU"))
-    parser.add_argument(
+    files, processing, results = parser.standard_groups()
+    files.add_argument(
         "--input",
         nargs="+",
         help="photos, videos, folders or patterns (default: images in this folder, or nothing with --camera)",
     )
-    parser.add_argument("--output", type=Path, default=DEMO_FOLDER, help="folder for the results (default: this one)")
-    parser.add_argument(
+    files.add_argument(
         "--checkpoint",
         type=Path,
         default=CHECKPOINT,
         help=f"the network, or an exported network.onnx (default: {shown(CHECKPOINT)})",
     )
-    parser.add_argument("--sha256", type=sha256, help=SHA256_HELP)
-    parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
-    parser.add_argument(
+    files.add_argument("--sha256", type=sha256, help=SHA256_HELP)
+    files.add_argument("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
+    files.add_argument("--output", type=Path, default=DEMO_FOLDER, help="folder for the results (default: this one)")
+    processing.add_argument("--gpu", help=GPU_HELP.replace("all GPUs", "one GPU"))
+    processing.add_argument(
+        "--batch_size", type=count, default=16, help="photos per batch of the network (default: 16)"
+    )
+    processing.add_argument(
         "--hand",
         choices=HAND_MODES,
         default="both",
         help="hands to report; auto: drop the less confident one of two boxes that are nearly the same (default: both)",
     )
-    parser.add_argument("--min_confidence", type=fraction, default=0.0, help="leave out hands below this, 0 to 1")
-    parser.add_argument(
-        "--focal", type=positive, nargs="+", metavar="F", help="the photos' real focal length: f or fx fy, px"
+    processing.add_argument(
+        "--min_confidence", type=fraction, default=0.0, help="leave out hands below this, 0 to 1 (default: 0)"
     )
-    parser.add_argument(
+    processing.add_argument(
+        "--focal",
+        type=positive,
+        nargs="+",
+        metavar="F",
+        help="the photos' real focal length: f or fx fy, px (default: a virtual camera)",
+    )
+    processing.add_argument(
         "--princpt", type=finite, nargs=2, metavar=("CX", "CY"), help="real principal point, px (default: the center)"
     )
-    parser.add_argument(
+    processing.add_argument(
         "--ignore_exif", action="store_true", help="leave photos as they are stored, not turned upright by EXIF"
     )
-    parser.add_argument("--html", action="store_true", help="also write a page with the 3D result")
-    parser.add_argument("--sheet", action="store_true", help="also put all photos and results on one contact sheet")
-    parser.add_argument(
+    results.add_argument("--html", action="store_true", help="also write a page with the 3D result")
+    results.add_argument("--sheet", action="store_true", help="also put all photos and results on one contact sheet")
+    results.add_argument(
         "--mesh_formats", nargs="+", choices=MESH_FORMATS, default=MESH_FORMATS, help="mesh files (default: all)"
     )
-    parser.add_argument("--renderer", choices=RENDERERS, default="auto", help="what draws the meshes (default: auto)")
-    parser.add_argument("--batch_size", type=count, default=16, help="photos per batch of the network (default: 16)")
+    results.add_argument("--renderer", choices=RENDERERS, default="auto", help="what draws the meshes (default: auto)")
     people = parser.add_argument_group("people")
     people.add_argument(
         "--people",
@@ -170,8 +179,15 @@ def parse_args() -> argparse.Namespace:
         "--max_people", type=count, default=8, help="in a photo or frame, the largest are kept (default: 8)"
     )
     video = parser.add_argument_group("videos")
-    video.add_argument("--detect_every", type=finite, default=0.17, help="s between detections (default: 0.17)")
-    video.add_argument("--smooth", type=finite, default=3.0, help="Hz; 0: frame by frame (default: 3)")
+    video.add_argument(
+        "--detect_every", type=finite, default=0.17, help="s between detections of people (default: 0.17)"
+    )
+    video.add_argument(
+        "--smooth",
+        type=finite,
+        default=3.0,
+        help="cut-off frequency of the smoothing, Hz; 0: frame by frame (default: 3)",
+    )
     video.add_argument(
         "--draw",
         nargs="+",
@@ -183,13 +199,17 @@ def parse_args() -> argparse.Namespace:
         "--compare", action="store_true", help="overlay.mp4 also shows, on the left, the hands before smoothing"
     )
     video.add_argument(
-        "--frames_every", type=finite, default=0.0, metavar="S", help="also write a frame's files as a photo's each S s"
+        "--frames_every",
+        type=finite,
+        default=0.0,
+        metavar="S",
+        help="also write a frame's files as a photo's each S s (default: never)",
     )
     camera = parser.add_argument_group("cameras")
     camera.add_argument(
         "--camera", metavar="ADDRESS", help="a camera's number, or the address of a stream, until Ctrl-C or its end"
     )
-    camera.add_argument("--seconds", type=positive, help="end after this time")
+    camera.add_argument("--seconds", type=positive, help="end after this time, s")
     camera.add_argument(
         "--delay", type=finite, default=0.14, help="s that a frame waits for later ones to be smoothed (default: 0.14)"
     )

@@ -41,16 +41,20 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("--gpu", help=GPU_HELP)
-    parser.add_argument("--port", type=int, default=PORT, help="0: any that is free (default: %(default)s)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer alone)")
-    parser.add_argument("--token", help="what others must know to use it; required with another --host")
-    parser.add_argument(
+    files, processing, results = parser.standard_groups()
+    server = parser.add_argument_group("server")
+    files.add_argument(
         "--checkpoint", type=Path, default=CHECKPOINT, help=f"the network (default: {shown(CHECKPOINT)})"
     )
-    parser.add_argument("--sha256", type=sha256, help=SHA256_HELP)
-    parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
-    parser.add_argument("--renderer", choices=RENDERERS, default="auto", help="what draws the meshes (default: auto)")
+    files.add_argument("--sha256", type=sha256, help=SHA256_HELP)
+    files.add_argument("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
+    processing.add_argument("--gpu", help=GPU_HELP)
+    results.add_argument("--renderer", choices=RENDERERS, default="auto", help="what draws the meshes (default: auto)")
+    server.add_argument(
+        "--port", type=int, default=PORT, help="port to listen on; 0: any that is free (default: %(default)s)"
+    )
+    server.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer alone)")
+    server.add_argument("--token", help="what others must know to use it; required with another --host")
     args = parser.parse_args()
     if not is_loopback(args.host):
         if not args.token:

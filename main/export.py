@@ -117,13 +117,18 @@ def main() -> int:
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__, {"--out": "--output", "--snapshot": "--checkpoint"})
-    parser.add_argument("--checkpoint", type=Path, required=True, help="published or ours")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the files")
-    parser.add_argument("--format", choices=("onnx", "pt2"), default="onnx", help="pt2: torch.export (default: onnx)")
-    parser.add_argument("--with_hands", action="store_true", help="include the hand models and output meshes")
-    parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
-    parser.add_argument("--input", type=Path, nargs="+", default=[], help="photos to check with, too")
-    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    files, processing, _ = parser.standard_groups()
+    files.add_argument("--input", type=Path, nargs="+", default=[], help="photos to check with, too")
+    files.add_argument(
+        "--checkpoint", type=Path, required=True, help="the network: a published checkpoint or one of ours"
+    )
+    files.add_argument("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
+    files.add_argument("--output", type=Path, required=True, help="folder for the files")
+    files.add_argument("--overwrite", action="store_true", help="replace existing files")
+    processing.add_argument(
+        "--format", choices=("onnx", "pt2"), default="onnx", help="of the file; pt2: torch.export (default: onnx)"
+    )
+    processing.add_argument("--with_hands", action="store_true", help="include the hand models and output meshes")
     return parser.parse_args()
 
 

@@ -84,16 +84,21 @@ def main() -> int:
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__, {"--batch_size": "--test_batch_size"})
-    parser.add_argument("--gpu", help=GPU_HELP)
-    parser.add_argument("--test_epoch", type=int, metavar="N", help="test model_dump/snapshot_N.pth below --output")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="test this file instead")
-    parser.add_argument("--data", type=Path, default=DATA_FOLDER, help=DATA_HELP)
-    parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
-    parser.add_argument(
+    files, processing, results = parser.standard_groups()
+    files.add_argument("--checkpoint", type=Path, metavar="FILE", help="the network to test")
+    files.add_argument(
+        "--test_epoch", type=int, metavar="N", help="or its epoch: model_dump/snapshot_N.pth below --output"
+    )
+    files.add_argument("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
+    files.add_argument("--data", type=Path, default=DATA_FOLDER, help=DATA_HELP)
+    files.add_argument("--output", type=Path, default=OUTPUT_FOLDER, help="folder for the results (default: output)")
+    processing.add_argument("--gpu", help=GPU_HELP)
+    processing.add_argument(
+        "--skip_bad", action="store_true", help="leave out samples that cannot be read, and count them"
+    )
+    results.add_argument(
         "--visualize", type=int, default=0, metavar="N", help="draw N samples and the worst (default: 0)"
     )
-    parser.add_argument("--skip_bad", action="store_true", help="leave out samples that cannot be read, and count them")
-    parser.add_argument("--output", type=Path, default=OUTPUT_FOLDER, help="folder for the results (default: output)")
     add_config_options(parser, shown=USED, presets=False)
     args = parser.parse_args()
     if args.test_epoch is None and args.checkpoint is None:

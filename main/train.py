@@ -529,28 +529,34 @@ def write_sheet(result: StepResult, faces: Tensor, config: Config, output: Path,
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__, allow_abbrev=False)
-    add = parser.add_argument
-    add("--gpu", help=GPU_HELP)
-    add("--continue", dest="go_on", action="store_true", help="resume from the latest checkpoint in --output")
-    add("--overwrite", action="store_true", help="start over and remove the checkpoints in --output")
-    add("--output", type=Path, default=OUTPUT_FOLDER, help="folder to write into (default: output)")
-    add("--data", type=Path, default=DATA_FOLDER, help=DATA_HELP)
-    add("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
-    add("--init", choices=("imagenet", "random"), default="imagenet",
+    files, processing, results = parser.standard_groups()
+    files.add_argument("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
+    files.add_argument("--data", type=Path, default=DATA_FOLDER, help=DATA_HELP)
+    files.add_argument("--output", type=Path, default=OUTPUT_FOLDER, help="folder to write into (default: output)")
+    files.add_argument(
+        "--continue", dest="go_on", action="store_true", help="resume from the latest checkpoint in --output"
+    )
+    files.add_argument("--overwrite", action="store_true", help="start over and remove the checkpoints in --output")
+    processing.add_argument("--gpu", help=GPU_HELP)
+    processing.add_argument("--init", choices=("imagenet", "random"), default="imagenet",
         help="how the backbones are initialised (default: %(default)s)")  # fmt: skip
-    add("--skip_bad", action="store_true", help="replace samples that cannot be read, and count them")
-    add("--save_every", type=count, default=500, metavar="N",
-        help="save a checkpoint every N steps (default: %(default)s)")  # fmt: skip
-    add("--visualize_every", type=int, default=500, metavar="N",
-        help="draw samples every N steps, never if 0 (default: %(default)s)")  # fmt: skip
-    add("--validate_every", type=int, default=0, metavar="N",
-        help="evaluate on a held-out part of the data every N steps, never if 0 (default: %(default)s)")  # fmt: skip
-    add("--parallel", choices=("ddp", "dp"), default="ddp",
+    processing.add_argument(
+        "--skip_bad", action="store_true", help="replace samples that cannot be read, and count them"
+    )
+    processing.add_argument("--parallel", choices=("ddp", "dp"), default="ddp",
         help="run one process per GPU, or one for all GPUs as published (default: %(default)s)")  # fmt: skip
-    add("--processes", type=count, default=1, metavar="N",
+    processing.add_argument("--processes", type=count, default=1, metavar="N",
         help="split the work among N processes on the CPU (default: %(default)s)")  # fmt: skip
-    add("--compile", action="store_true", help="compile the network with torch.compile")
-    add("--channels_last", action="store_true", help="use the channels-last memory format; faster with --amp on GPUs")
+    processing.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
+    processing.add_argument(
+        "--channels_last", action="store_true", help="use the channels-last memory format; faster with --amp on GPUs"
+    )
+    results.add_argument("--save_every", type=count, default=500, metavar="N",
+        help="save a checkpoint every N steps (default: %(default)s)")  # fmt: skip
+    results.add_argument("--visualize_every", type=int, default=500, metavar="N",
+        help="draw samples every N steps, never if 0 (default: %(default)s)")  # fmt: skip
+    results.add_argument("--validate_every", type=int, default=0, metavar="N",
+        help="evaluate on a held-out part of the data every N steps, never if 0 (default: %(default)s)")  # fmt: skip
     add_config_options(parser)
     args = parser.parse_args(argv)
     args.dp_devices = None

@@ -1,5 +1,6 @@
 """README.md and docs/ tell the truth: commands, code, links, names, messages and tables are those of the project."""
 
+import argparse
 import ast
 import importlib
 import importlib.util
@@ -27,6 +28,7 @@ from common.criterion import InterWildLoss
 from common.errors import UserError
 from common.metrics import Estimate, Evaluator
 from common.nets.mano import TwoHandMano
+from common.options import Parser
 from common.targets import build_images, build_targets, complete_truth
 from common.types import SIDES, ManoParams
 from common.utils.augment import Augmentation
@@ -261,6 +263,27 @@ def test_first_steps_work_as_written(project):
     hand_keys = {f"hands.{{right,left}}.{key}" for hand in result.pop("hands").values() for key in hand}
     undocumented = {*written[0]["right"], *written[1], *result, *hand_keys} - keys
     assert not undocumented, f"docs/formats.md does not name {sorted(undocumented)}"
+
+
+@pytest.mark.parametrize("script", ("main/train", "main/test", "demo/demo", "tool/doctor", "tool/export", "demo/web"))
+def test_help_has_the_same_order_everywhere(script, monkeypatch, capsys):
+    """Groups in one order; each option is explained, and one that has a default or choices names them."""
+    parsers: list[Parser] = []
+    parse = Parser.parse_known_args
+    monkeypatch.setattr(Parser, "parse_known_args", lambda self, *args: parsers.append(self) or parse(self, *args))
+    monkeypatch.setattr(sys, "argv", ["script", "--help"])
+    with pytest.raises(SystemExit):
+        import_script(ROOT / f"{script}.py").parse_args()
+    titles = re.findall(r"^(\w[\w ./]*):$", capsys.readouterr().out.split("\noptions:\n")[1], re.MULTILINE)
+    order = [*"files processing results people videos cameras server".split(), "values of main/config.py"]
+    assert titles[:2] == order[:2] and titles == sorted(titles, key=order.index)
+    for action in parsers[0]._actions:
+        assert action.help, action.dest
+        stated = action.default not in (None, False, [], argparse.SUPPRESS) and not action.required
+        assert not stated or "default" in action.help, action.dest
+    if script == "main/test":
+        shown = {action.dest for action in parsers[0]._actions if action.help != argparse.SUPPRESS}
+        assert not shown & {"config_lr", "config_end_epoch", "config_train_batch_size", "config_augmentation", "preset"}
 
 
 def test_options_in_the_text_exist():

@@ -29,6 +29,7 @@ from common.options import (
     CHECKPOINT_URL,
     DATA_FOLDER,
     MANO_FOLDER,
+    MANO_HELP,
     OUTPUT_FOLDER,
     UNTRAINED,
     Parser,
@@ -137,18 +138,21 @@ Run this again at any time: it says what is still missing, and what is wrong."""
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("--data", type=Path, default=DATA_FOLDER, help="folder of the datasets (default: data)")
-    parser.add_argument("--mano", type=Path, help="folder of the MANO files")
-    parser.add_argument(
-        "--checkpoint", type=Path, help=f"checkpoint (default: {shown(CHECKPOINT)}, or {shown(UNTRAINED)})"
+    files, processing, results = parser.standard_groups()
+    files.add_argument(
+        "--checkpoint", type=Path, help=f"the network (default: {shown(CHECKPOINT)}, or {shown(UNTRAINED)})"
     )
-    parser.add_argument(
-        "--sets", type=names_from(layouts.DATASETS), help=f"of {','.join(layouts.DATASETS)} (default: all)"
+    files.add_argument("--mano", type=Path, help=MANO_HELP)
+    files.add_argument("--data", type=Path, default=DATA_FOLDER, help="folder of the datasets (default: data)")
+    files.add_argument(
+        "--sets",
+        type=names_from(layouts.DATASETS),
+        help=f"datasets to check, of {','.join(layouts.DATASETS)} (default: all)",
     )
-    parser.add_argument("--sample", type=count, default=200, help="images per split to read (default: %(default)s)")
-    parser.add_argument("--full", action="store_true", help="look for every image, not for a sample")
-    parser.add_argument("--remember", action="store_true", help="keep the checkpoints' sha256, to warn if they change")
-    parser.add_argument("--json", type=Path, help="also write the report to this file")
+    processing.add_argument("--sample", type=count, default=200, help="images per split to read (default: %(default)s)")
+    processing.add_argument("--full", action="store_true", help="look for every image, not for a sample")
+    results.add_argument("--remember", action="store_true", help="keep the checkpoints' sha256, to warn if they change")
+    results.add_argument("--json", type=Path, help="also write the report to this file")
     return parser.parse_args()
 
 
