@@ -213,8 +213,9 @@ def open_onnx(file: Path) -> Callable[[Tensor], Sequence[Tensor]]:
 def write_pt2(network: FlatNetwork, file: Path, hand_model: dict[str, str] | None) -> None:
     arguments, dynamic_shapes = _example(network)
     program = torch.export.export(network, arguments, dynamic_shapes=dynamic_shapes)
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # with the paths of this machine
+    for module in program.graph_module.modules():  # parts of the network with their own precision are graphs inside
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # with the paths of this machine
     with open(file, "wb") as opened:
         torch.export.save(program, opened, extra_files={"hand_model": str(hand_model)})
 

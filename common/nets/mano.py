@@ -89,8 +89,9 @@ class TwoHandMano(nn.Module):
         """
         betas, pose = params.betas, params.hand_pose + self.hands_mean
         pose = torch.cat((params.global_orient[:, :, None], pose), 2)
-        batch, hands = len(pose), range(2)
-        rotations = batch_rodrigues(pose.reshape(-1, 3)).view(batch, 2, 16, 3, 3)
+        hands = range(2)
+        # No Python number of samples anywhere: export keeps their number free.
+        rotations = batch_rodrigues(pose.reshape(-1, 3)).view(-1, 2, 16, 3, 3)
 
         pose_features = (rotations[:, :, 1:] - torch.eye(3, dtype=pose.dtype, device=pose.device)).flatten(2)
         features = torch.cat((betas, pose_features), -1)
@@ -102,8 +103,8 @@ class TwoHandMano(nn.Module):
         transforms = forward_kinematics(rotations.flatten(0, 1), rest_joints.flatten(0, 1), self.parents)
 
         # Each vertex has its own transform, a weighted mean of those of the joints.
-        rows = transforms[:, :, :3].unflatten(0, (batch, 2)).permute(1, 0, 3, 4, 2)  # (2, N, 3, 4, 16)
-        skinning = (rows.flatten(1, 3) @ self.weights).unflatten(1, (batch, 3, 4))
+        rows = transforms[:, :, :3].unflatten(0, (-1, 2)).permute(1, 0, 3, 4, 2)  # (2, N, 3, 4, 16)
+        skinning = (rows.flatten(1, 3) @ self.weights).unflatten(1, (-1, 3, 4))
         vertices = skinning[:, :, :, 3].clone()
         for axis in range(3):
             vertices.addcmul_(skinning[:, :, :, axis], posed[:, :, None, axis])
