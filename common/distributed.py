@@ -166,6 +166,9 @@ def _child(run: Callable[[ProcessInfo], int | None], process: ProcessInfo, folde
             raise
         Path(folder, f"error_{process.rank}").write_text(text, encoding="utf-8")  # the parent prints one of them
         code = FAILED
+    finally:
+        # The interpreter's end takes a while, without our handlers: a repeated signal would turn the code into 143.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(code)
 
 

@@ -69,10 +69,14 @@ def run_main(main: Callable[[], int | None]) -> None:
     """
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))  # OpenCV reads it when it is loaded
     _prepare_output()
-    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+    handled = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+    for number in handled:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _leave)
-    sys.exit(_run(main))
+    code = _run(main)
+    for number in handled:  # while the interpreter ends, a repeated signal is the same request
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def _run(main: Callable[[], int | None]) -> int:
