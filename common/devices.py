@@ -9,13 +9,17 @@ from common.errors import UserError
 
 
 def parse_devices(text: str | None) -> list[torch.device]:
-    """'0', '0-3', '0,2', 'cpu' or None (all CUDA GPUs, else the CPU) -> devices. 'cpu' makes no CUDA call.
+    """'0', '0-3', '0,2', 'cpu', 'mps' or None (all CUDA GPUs, else the CPU) -> devices. 'cpu' makes no CUDA call.
 
     Raises:
         UserError: another form, a GPU that this machine does not have, or GPUs that PyTorch cannot use.
     """
     if text is not None and text.strip().lower() == "cpu":
         return [torch.device("cpu")]
+    if text is not None and text.strip().lower() == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError("--gpu mps: PyTorch finds no Apple GPU here (MPS); --gpu cpu works everywhere")
+        return [torch.device("mps")]
     count, problem = _usable_gpus()
     if text is None:
         if problem:
@@ -25,7 +29,7 @@ def parse_devices(text: str | None) -> list[torch.device]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part)
         if not match or int(match[2] or match[1]) < int(match[1]):
-            raise UserError(f"--gpu {text!r} is not understood; write e.g. 0, 0-3, 0,2 or cpu")
+            raise UserError(f"--gpu {text!r} is not understood; write e.g. 0, 0-3, 0,2, cpu or mps")
         indices += range(int(match[1]), int(match[2] or match[1]) + 1)
     unknown = sorted({index for index in indices if index >= count})
     if unknown:

@@ -1,8 +1,6 @@
 """One process per GPU: start them or join those of torchrun, and the few things they do together."""
 
 import ctypes
-import errno
-import fcntl
 import os
 import signal
 import socket
@@ -19,10 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.multiprocessing as multiprocessing
+from filelock import FileLock, Timeout
 from torch import Tensor
 from torch import distributed as dist
 
-from common.errors import FAILED, STOPPED, UserError, error_context, explain_failure
+from common.errors import END_SIGNALS, FAILED, STOPPED, UserError, error_context, explain_failure
 
 TIMEOUT = timedelta(hours=2)  # for the other processes: one may be reading the annotations of a million images
 MEETING_TIMEOUT = timedelta(minutes=10)  # for the processes of all machines to start
@@ -30,7 +29,7 @@ GRACE_SECONDS = 5.0  # for the others to end by themselves once a process has fa
 # `timeout`, systemd, Slurm and torchrun signal a process directly and again through its group or its parent. A signal
 # this soon after the first is the same request.
 REPEAT_SECONDS = 5.0
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # a training saves and ends
+STOP_SIGNALS = (signal.SIGINT, *END_SIGNALS)  # a training saves and ends
 PR_SET_PDEATHSIG = 1  # of Linux, <sys/prctl.h>
 
 
@@ -148,8 +147,9 @@ def end_with_parent() -> None:
 
 def _child(run: Callable[[ProcessInfo], int | None], process: ProcessInfo, folder: str) -> None:
     end_with_parent()
-    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the parent passes them on as SIGTERM
-        signal.signal(number, signal.SIG_IGN)
+    for number in STOP_SIGNALS:  # a terminal sends them to all; the parent passes them on as SIGTERM
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
     if process.device.type == "cpu":
         torch.set_num_threads(max(1, usable_cores() // process.world))
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all run on this machine, whatever its name resolves to
@@ -420,25 +420,24 @@ class FolderLock:
         if path.exists() and not path.is_file():  # to open a pipe might never end
             raise UserError(f"{path} is not a file; remove it, or choose another --output")
         with error_context(f"cannot lock {folder}", advice="choose another --output"):
-            self.file = open(path, "a")
-            try:
-                # lockf, not flock: a lock of flock would live on in loader workers, which outlive a killed training by
-                # some seconds.
-                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except OSError as error:
-                if error.errno not in (errno.EACCES, errno.EAGAIN):
-                    print(
-                        f"warning: {folder} cannot be locked ({error.strerror}); start no second training in it",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-                    return
-                self.file.close()
-        raise UserError(f"another training runs in {folder}; wait for it, or choose another folder with --output")
+            open(path, "ab").close()
+        self.lock = FileLock(path, timeout=0)
+        try:
+            self.lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"another training runs in {folder}; wait for it, or choose another folder with --output"
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            reason = (isinstance(error, OSError) and error.strerror) or error
+            print(
+                f"warning: {folder} cannot be locked ({reason}); start no second training in it",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def __enter__(self) -> "FolderLock":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.file.close()
+        self.lock.release()

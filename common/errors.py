@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 FAILED, STOPPED = 2, 130  # exit codes
+# What asks a process to end, beside Ctrl-C; Windows has no SIGHUP.
+END_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 MAX_PIXELS = 1 << 28  # larger images are refused: decoded, they take 3/4 GB in each thread or loader worker
 # How libraries report that memory has run out, where they do not raise MemoryError.
 OUT_OF_MEMORY = (
@@ -69,12 +71,11 @@ def run_main(main: Callable[[], int | None]) -> None:
     """
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))  # OpenCV reads it when it is loaded
     _prepare_output()
-    handled = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
-    for number in handled:
+    for number in END_SIGNALS:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _leave)
     code = _run(main)
-    for number in handled:  # while the interpreter ends, a repeated signal is the same request
+    for number in END_SIGNALS:  # while the interpreter ends, a repeated signal is the same request
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
@@ -125,7 +126,7 @@ def _fail(text: str, code: int = FAILED, prefix: str = "error: ") -> int:
 
 def _leave(number: int, frame: object) -> None:
     """End as after an error, so that half-written files are removed."""
-    for other in (signal.SIGTERM, signal.SIGHUP):
+    for other in END_SIGNALS:
         signal.signal(other, signal.SIG_DFL)  # a second signal ends the process at once
     raise SystemExit(128 + number)
 

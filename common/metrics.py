@@ -149,15 +149,16 @@ def procrustes(predicted: Tensor, true: Tensor, mask: Tensor | None = None) -> T
         mean_true = (true * weights).sum(-2, keepdim=True) / number
         centered = predicted - mean_predicted
         weighted = centered * weights
-    # Only the 3 x 3 matrix needs double precision.
-    covariance = (weighted.transpose(-1, -2) @ (true - mean_true)).double()
+    # Only the 3 x 3 matrix needs double precision, which Apple's GPUs lack.
+    host = "cpu" if predicted.device.type == "mps" else predicted.device
+    covariance = (weighted.transpose(-1, -2) @ (true - mean_true)).to(host).double()
     u, singular, vt = torch.linalg.svd(covariance)
     sign = torch.ones_like(singular)
     sign[..., 2] = torch.linalg.det(u @ vt).sign()
     rotation = (u * sign[..., None, :]) @ vt  # for row vectors
-    variance = (centered * weighted).sum((-1, -2)).double().clamp(min=1e-18)
+    variance = (centered * weighted).sum((-1, -2)).to(host).double().clamp(min=1e-18)
     scale = (singular * sign).sum(-1) / variance
-    linear = (rotation * scale[..., None, None]).to(predicted.dtype)
+    linear = (rotation * scale[..., None, None]).to(predicted.dtype).to(predicted.device)
     return (linear.transpose(-1, -2) @ centered.transpose(-1, -2)).transpose(-1, -2).add_(mean_true)
 
 

@@ -35,7 +35,7 @@ def shown(path: Path) -> str:
 # Trained on InterHand2.6M, MSCOCO and Re:InterHand (Mugsy cameras), the one that the published demo uses.
 CHECKPOINT_URL = "https://drive.google.com/file/d/1zZy3L6zrHJtWMUEJFonqDtRG9XGHabN1"
 
-GPU_HELP = "GPUs to use, e.g. 0, 0-3 or 0,2, or cpu (default: all GPUs, else the CPU)"
+GPU_HELP = "GPUs to use, e.g. 0, 0-3 or 0,2, or cpu, or mps for an Apple GPU (default: all CUDA GPUs, else the CPU)"
 MANO_HELP = f"folder of MANO_RIGHT.pkl and MANO_LEFT.pkl (default: {shown(MANO_FOLDER)})"
 SHA256_HELP = "what the checkpoint's sha256 must be; doctor prints it"
 DATA_HELP = "folder of the datasets (default: data)"

@@ -6,7 +6,7 @@ and loader workers, and training can resume at any step.
 """
 
 import math
-import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -329,8 +329,7 @@ def check_machine(workers: int, batch_bytes: int) -> None:
             torch.multiprocessing.set_sharing_strategy("file_system")  # does not keep files open
     shared = Path("/dev/shm")  # where Linux has it; elsewhere its size is not known
     if shared.is_dir():
-        status = os.statvfs(shared)
-        free = status.f_bavail * status.f_frsize
+        free = shutil.disk_usage(shared).free
         if free < batches * batch_bytes:
             raise UserError(
                 f"the shared memory /dev/shm has {free / 2**20:.0f} MiB free, {workers} loader workers need "

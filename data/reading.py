@@ -94,7 +94,8 @@ def path_in(folder: Path, name: str) -> Path:
     Raises:
         UserError: it leads out of the dataset's folder.
     """
-    if not name or name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
+    is_absolute = name.startswith(("/", "\\")) or name[1:2] == ":"  # on Windows "C:x" replaces the folder
+    if not name or is_absolute or ".." in name.replace("\\", "/").split("/"):
         raise UserError(f"its annotation names the file {name!r}, which does not lie in {folder}")
     return folder / name
 

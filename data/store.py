@@ -254,14 +254,24 @@ def _remove_old(home: Path) -> None:
     for path in sorted(home.glob(f"[0-9]*{ENDING}"))[:-1]:
         with suppress(OSError):  # it is in use, or has gone, or the disk is read-only
             if time.time() - path.stat().st_mtime > YOUNG_S:
+                if not fcntl:
+                    path.unlink()  # Windows refuses while the file is open or mapped
+                    continue
                 with open(path, "r+b") as file:
-                    if fcntl:
-                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     path.unlink()
 
 
 def _states(inputs: Sequence[Path], home: Path) -> list[tuple[str, str]]:
-    return [(os.path.relpath(path, home), fingerprint(path)) for path in inputs]
+    return [(_path_from(home, path), fingerprint(path)) for path in inputs]
+
+
+def _path_from(home: Path, path: Path) -> str:
+    """The relative path, so that a moved dataset keeps its cache; the absolute one to another drive of Windows."""
+    try:
+        return os.path.relpath(path, home)
+    except ValueError:
+        return os.path.abspath(path)
 
 
 def fingerprint(path: Path) -> str:

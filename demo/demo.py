@@ -41,7 +41,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -123,7 +123,7 @@ def parse_args() -> argparse.Namespace:
     files.add_argument("--sha256", type=sha256, help=SHA256_HELP)
     files.add_argument("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
     files.add_argument("--output", type=Path, default=DEMO_FOLDER, help="folder for the results (default: this one)")
-    processing.add_argument("--gpu", help=GPU_HELP.replace("all GPUs", "one GPU"))
+    processing.add_argument("--gpu", help=GPU_HELP.replace("all CUDA GPUs", "one CUDA GPU"))
     processing.add_argument(
         "--batch_size", type=count, default=16, help="photos per batch of the network (default: 16)"
     )
@@ -313,10 +313,7 @@ def name_outputs(files: list[Path], several: bool = False) -> dict[Path, str]:
     The file's name without its suffix; where two would share it, with the names of its folders below the common folder
     of all files; where two still would, with the suffix as well; else numbered.
     """
-    parents = [os.path.dirname(os.path.abspath(file)) for file in files]
-    common = os.path.commonpath(parents) if parents and len({Path(parent).drive for parent in parents}) == 1 else ""
-    folders = [[part for part in os.path.relpath(parent, common or None).split(os.sep) if part.strip(".")]
-               for parent in parents]  # fmt: skip
+    folders = _below_common([Path(os.path.abspath(file)).parent for file in files])
     names = [file.stem for file in files]
     for whole_name in (lambda file: file.stem, lambda file: file.name.replace(".", "_")):
         uses = Counter(names)
@@ -334,6 +331,12 @@ def name_outputs(files: list[Path], several: bool = False) -> dict[Path, str]:
             names[index], number = f"{name}_{number}", number + 1
         taken.add(names[index])
     return dict(zip(files, names, strict=True))
+
+
+def _below_common(folders: Sequence[PurePath]) -> list[tuple[str, ...]]:
+    """The parts of absolute folders below the folder that all share; never a drive."""
+    shared = os.path.commonprefix([folder.parts for folder in folders])  # of any sequences, despite its name
+    return [folder.parts[max(1, len(shared)) :] for folder in folders]
 
 
 if __name__ == "__main__":

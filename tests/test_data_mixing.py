@@ -199,7 +199,7 @@ def test_few_open_files():
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="the size of the shared memory is not known")
 def test_small_shared_memory(monkeypatch):
     """Checked before the workers start; later they would be killed by SIGBUS."""
-    monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(f_bavail=16, f_frsize=1 << 20))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=16 << 20))
     check_machine(2, 3 << 20)
     check_machine(0, 3 << 30)
     with pytest.raises(UserError, match="/dev/shm has 16 MiB free, 2 loader workers need 20 MiB; .*--shm-size"):

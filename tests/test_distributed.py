@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import fcntl
 import os
 import signal
 import socket
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from common import distributed
 from common.distributed import FolderLock, ProcessInfo, StopSignal, barrier, launch
@@ -199,7 +199,7 @@ def test_a_file_system_without_locks_gives_a_warning(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(fcntl, "lockf", refuse)
+    monkeypatch.setattr(FileLock, "acquire", refuse)
     with FolderLock(tmp_path):
         pass
     warning = capsys.readouterr().err

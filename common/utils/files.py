@@ -96,7 +96,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         # Not `tempfile`: only the owner could read the file.
         temporary.touch(exist_ok=False)
         yield temporary
-        with open(temporary, "rb") as file:
+        with open(temporary, "r+b") as file:  # Windows flushes only what may be written
             os.fsync(file.fileno())  # the content is on the disk before the file has its name
         os.replace(temporary, path)
     except OSError as error:

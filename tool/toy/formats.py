@@ -4,7 +4,6 @@ A dataset is written into a hidden folder inside its own and moved into place wh
 ours and lists its files; a folder with any other file in it is left alone.
 """
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from common.errors import UserError
 from common.types import SIDES
@@ -100,17 +100,14 @@ def toy_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Keep a second command out. The lock is on the folder itself, so that no file stays behind."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Keep a second command out. The lock lies beside the folder, which holds toy data alone."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
+        with FileLock(folder.with_name(f".{folder.name}.toy_lock"), timeout=0):
+            yield
+    except Timeout:
         raise UserError(
             f"another command writes toy data into {folder}; wait for it, or choose another --output"
         ) from None
-    finally:
-        os.close(descriptor)
 
 
 def _finish_switch(folder: Path) -> None:

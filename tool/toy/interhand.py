@@ -97,7 +97,7 @@ def write_interhand_annotations(
 
 def _write_lists(path: Path, lists: dict[str, Iterable[dict[str, Any]]]) -> None:
     """Write a JSON object of lists, record by record."""
-    with atomic_path(path) as temporary, open(temporary, "w") as file:
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for k, (name, records) in enumerate(lists.items()):
             file.write(f'{", " if k else "{"}"{name}": [')
             for i, record in enumerate(records):
