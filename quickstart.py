@@ -199,8 +199,15 @@ class Quickstart:
                 left = f", about {clock(elapsed / fresh * (total - behind))} left" if fresh > 4 else ""
                 print(f"{where} {clock(elapsed)} elapsed{left}", flush=True)
                 mark.unlink(missing_ok=True)
+                before = name == "test before"
+                log = (
+                    self.out / "before.log" if before else None
+                )  # of an untrained network one line per dataset is enough
+                advice = f"see {log}" if before else "see the errors above"
                 for command in commands:
-                    run([self.python, *self.resumable(command, asked)], f"stage '{name}'")
+                    run([self.python, *self.resumable(command, asked)], f"stage '{name}'", advice, log)
+                if before:
+                    self.report_before()
                 mark.write_text(asked)
                 fresh += share
             behind += share
@@ -226,6 +233,16 @@ class Quickstart:
         mine = f" and {len(photos)} photos of demo/images" if photos else "; put photos into demo/images for more"
         print(f"{where} {len(chosen)} held-out images{mine}", flush=True)
         run([self.python, *self.demo, "--input", *chosen, *([ROOT / "demo" / "images"] if photos else [])], "the demo")
+
+    def report_before(self) -> None:
+        """One line per dataset: the results of the untrained network over all hands."""
+        for name in TEST_SETS:
+            metrics = json.loads((self.out / f"before/result/{name}_0.json").read_text())["metrics"]
+            short = {label.replace(" for all hand sequences", ""): value for label, value in metrics.items()}
+            shown = [
+                f"{label} {value:.1f}" for label, value in short.items() if value is not None and " for " not in label
+            ]
+            print(f"  {name}: {', '.join(shown)}", flush=True)
 
     def report(self) -> None:
         """Results before and after, and where the images are."""

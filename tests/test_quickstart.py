@@ -53,6 +53,7 @@ def test_a_finished_stage_is_not_run_again_and_a_changed_one_is(tmp_path, monkey
     monkeypatch.setattr(quickstart, "run", lambda command, what, advice="", log=None: ran.append(command))
     monkeypatch.setattr(quickstart.Quickstart, "run_demo", lambda self, where: None)
     monkeypatch.setattr(quickstart.Quickstart, "report", lambda self: None)
+    monkeypatch.setattr(quickstart.Quickstart, "report_before", lambda self: None)
 
     def again(*options: str) -> list[str]:
         ran.clear()
@@ -95,6 +96,19 @@ def test_a_signal_ends_it_with_one_line_and_takes_its_child_along(number, to_gro
     assert process.returncode == 128 + number and errors == "stopped; the same command resumes\n"
     with pytest.raises(ProcessLookupError):
         os.kill(ident, 0)
+
+
+def test_the_untrained_network_has_one_line_per_dataset(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["quickstart.py", "--gpu", "cpu", "--output", str(tmp_path)])
+    steps = quickstart.Quickstart(sys.executable, quickstart.parse_args())
+    (tmp_path / "before" / "result").mkdir(parents=True)
+    metrics = {"bbox IoU": 0.04, "MRRPE": None, "MPVPE for all hand sequences": 149.91, "MPVPE for single hand": 1.0}
+    for name in quickstart.TEST_SETS:
+        (tmp_path / "before" / "result" / f"{name}_0.json").write_text(json.dumps({"metrics": metrics}))
+    steps.report_before()
+    assert capsys.readouterr().out.splitlines() == [
+        f"  {name}: bbox IoU 0.0, MPVPE 149.9" for name in quickstart.TEST_SETS
+    ]
 
 
 def test_pip_is_one_line_on_the_screen_and_a_log_in_a_file(tmp_path, monkeypatch, capfd):
