@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,17 @@ from main.config import Config, config_to_dict  # noqa: E402
 from main.model import InterWild  # noqa: E402
 from tool.untrained import show_something  # noqa: E402
 
-# Under nohup it is ignored, also by every process that a test starts.
+# Under nohup and in the background they are ignored, also by every process that a test starts.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Recorded results depend on the number of threads, which some commands set for their process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Processes that work together: they end together, with one line, and none outlives the one that started it."""
 
 import argparse
+import contextlib
 import errno
 import os
 import signal
@@ -8,13 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
+from processes import TWO, fail_everywhere, fail_in_nccl, fail_in_second, kill_second, miss_file_in_second
 
 from common import distributed
 from common.distributed import FolderLock, ProcessInfo, StopSignal, barrier, launch
@@ -22,67 +24,28 @@ from common.errors import UserError
 from main.train import wrap_model
 
 ROOT = Path(__file__).resolve().parent.parent
-TWO = [torch.device("cpu")] * 2
 
 
-def fail_everywhere(process: ProcessInfo) -> None:
-    raise UserError("this is wrong")
-
-
-def fail_in_second(process: ProcessInfo) -> None:
-    if process.rank:
-        raise UserError("this is wrong")
-    barrier(process)
-
-
-def miss_file_in_second(process: ProcessInfo) -> None:
-    if process.rank:
-        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "there.jpg")
-    barrier(process)
-
-
-def fail_in_nccl(process: ProcessInfo) -> None:
-    raise torch.distributed.DistBackendError("NCCL error in: x.cpp:1, unhandled system error\nLast error: ...")
-
-
-def kill_second(process: ProcessInfo) -> None:
-    """As the system does when memory runs out."""
-    if process.rank:
-        os.kill(os.getpid(), signal.SIGKILL)
-    barrier(process)
-
-
-def wait_long(folder: Path, process: ProcessInfo) -> None:
-    (folder / str(os.getpid())).touch()
-    barrier(process)
-    (folder / "together").touch()
-    time.sleep(60)
-
-
-def work_until_asked(folder: Path, process: ProcessInfo) -> None:
-    with StopSignal() as stop:
-        barrier(process)
-        (folder / f"at work {process.rank}").touch()
-        while not stop.asked:
-            time.sleep(0.02)
-        (folder / f"saved {process.rank}").touch()
-
-
-def start_script(folder: Path, work: str, sign: str) -> subprocess.Popen:
-    """A program that launches `work(folder)` twice, in a process group of its own; returns once `sign` is there."""
+@contextlib.contextmanager
+def start_script(folder: Path, work: str, sign: str) -> Iterator[subprocess.Popen]:
+    """A program that launches `work(folder)` twice, in a process group of its own, from the moment `sign` is there."""
     code = (
         f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-        f"from functools import partial\nfrom test_distributed import TWO, Path, launch, {work}\n"
+        "from functools import partial\nfrom common.distributed import launch\n"
+        f"from processes import TWO, Path, {work}\n"
         f"if __name__ == '__main__': sys.exit(launch(partial({work}, Path({str(folder)!r})), TWO))"
     )
     script = folder / "parent.py"
     script.write_text(code)
-    parent = subprocess.Popen([sys.executable, script], start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not (folder / sign).exists():
-        assert parent.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    return parent
+    with subprocess.Popen([sys.executable, script], start_new_session=True) as parent:
+        try:
+            deadline = time.monotonic() + 120
+            while not (folder / sign).exists():
+                assert parent.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+            yield parent
+        finally:
+            parent.kill()
 
 
 @pytest.mark.parametrize(
