@@ -299,7 +299,7 @@ def test_same_command_writes_the_same_bytes(toy: Path, standin: Path, tmp_path: 
     """Also in another process; hash seeds and clocks must not matter."""
     command = [sys.executable, "tool/make_toy_data.py", "--out", str(tmp_path), "--mano", str(standin), *ARGS]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env={**os.environ, "PYTHONHASHSEED": "7"})
-    for name in make_data.SETS:
+    for name in make_data.WRITERS:
         first, second = contents(toy / name), contents(tmp_path / name)
         assert first == second
         assert len(first) > TEST and TOY_MARK in first
