@@ -116,7 +116,7 @@ def test_a_bad_photo_is_explained_and_the_keyboard_suffices(browser: Browser, ph
         order.append(browser.run(name))
         browser.press("Tab", 9)
     expected = ["file", "hand", "min_confidence", "focal", "again", "view", "two hands.json", "two hands.glb"]
-    assert [name for name in order if name in expected] == expected, order
+    assert [name for name in order if name in expected][: len(expected)] == expected, order  # then from the start
     browser.run("document.querySelector('[name=view]:checked').focus()")
     browser.press("ArrowRight", 39)
     assert browser.run("document.querySelector('[name=view]:checked').value") == "side"
