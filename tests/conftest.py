@@ -13,12 +13,16 @@ import torch
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
 
-from common.checkpoint import save_checkpoint  # noqa: E402
+from common.checkpoint import data_record, save_checkpoint  # noqa: E402
 from common.nets.mano import TwoHandMano  # noqa: E402
 from common.nets.mano_files import read_hand_models  # noqa: E402
+from demo.predictor import HandPredictor  # noqa: E402
 from main.build import build_model  # noqa: E402
 from main.config import Config, config_to_dict  # noqa: E402
 from main.model import InterWild  # noqa: E402
+from main.options import preset_config  # noqa: E402
+from tool.toy.scene import HandRig, build_rig  # noqa: E402
+from tool.toy.standin_hand import write_standin  # noqa: E402
 from tool.untrained import show_something  # noqa: E402
 
 # Under nohup and in the background they are ignored, also by every process that a test starts.
@@ -63,6 +67,19 @@ def mano(mano_folder: Path) -> TwoHandMano:
 
 
 @pytest.fixture(scope="session")
+def standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of the generated hand."""
+    folder = tmp_path_factory.mktemp("standin")
+    write_standin(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rig(standin: Path) -> HandRig:
+    return build_rig(read_hand_models(standin))
+
+
+@pytest.fixture(scope="session")
 def golden_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of the recorded results, in the published layout."""
     from fill_weights import fill_state_dict
@@ -97,3 +114,21 @@ def small_snapshot(mano: TwoHandMano, tmp_path_factory: pytest.TempPathFactory) 
     path = tmp_path_factory.mktemp("small") / "snapshot_6.pth"
     save_checkpoint(path, make_small(mano), epoch=6, config=config_to_dict(SMALL))
     return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained network of the small preset."""
+    config = preset_config("small")
+    torch.manual_seed(0)
+    model = build_model(config, None)
+    show_something(model)
+    path = tmp_path_factory.mktemp("network") / "snapshot_6.pth"
+    save_checkpoint(path, model, epoch=6, config=config_to_dict(config), data=data_record((), (), ""))
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictor(checkpoint: Path, mano_folder: Path) -> HandPredictor:
+    """Its predictor; some modules have one of another network."""
+    return HandPredictor.load(checkpoint, mano_folder, ["cpu"])

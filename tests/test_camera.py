@@ -11,9 +11,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-import torch
 
-from common.checkpoint import save_checkpoint
 from common.errors import UserError
 from demo import camera, demo
 from demo.camera import Live, NewestFrames, box_now, process_camera
@@ -23,10 +21,6 @@ from demo.show import LiveView
 from demo.tracking import Track
 from demo.video import Frame, VideoReader
 from demo.video_hands import VideoOptions, draw_frame, join_rows
-from main.build import build_model
-from main.config import config_to_dict
-from main.options import preset_config
-from tool.untrained import show_something
 
 SIZE = (120, 160)
 BOXES = np.array([[5.0, 5, 80, 115], [82.0, 5, 155, 115]])
@@ -45,22 +39,6 @@ class Simulated:
         time.sleep(max(0.0, self.begun + self.number * self.step - time.monotonic()))
         self.number += 1
         return True, np.full((*SIZE, 3), self.number - 1, np.uint8)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = preset_config("small")
-    torch.manual_seed(0)
-    model = build_model(config, None)
-    show_something(model)
-    path = tmp_path_factory.mktemp("network") / "small.pth"
-    save_checkpoint(path, model, epoch=0, config=config_to_dict(config))
-    return path
-
-
-@pytest.fixture(scope="module")
-def predictor(checkpoint: Path, mano_folder: Path) -> HandPredictor:
-    return HandPredictor.load(checkpoint, mano_folder, ["cpu"])
 
 
 def two_people(images: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:

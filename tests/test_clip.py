@@ -13,7 +13,6 @@ import torch
 
 from common.errors import UserError
 from common.nets.mano import TwoHandMano
-from common.nets.mano_files import read_hand_models
 from common.types import LEFT, RIGHT, ManoParams
 from common.utils.camera import Camera, project
 from demo.motion import BRIDGED, SEEN, Observations
@@ -27,22 +26,9 @@ from tool.toy import clip as clip_module
 from tool.toy.backdrops import sample_backdrop
 from tool.toy.clip import Clip, draw_clip, encode, make_clip, noisy_boxes, true_table, write_clip
 from tool.toy.rendering import Skin, build_skin
-from tool.toy.scene import HandRig, build_rig
-from tool.toy.standin_hand import write_standin
+from tool.toy.scene import HandRig
 
 SCALE, SECONDS = 0.4, 0.8
-
-
-@pytest.fixture(scope="module")
-def hand_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("hand")
-    write_standin(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def rig(hand_folder: Path) -> HandRig:
-    return build_rig(read_hand_models(hand_folder))
 
 
 @pytest.fixture(scope="module")
@@ -301,10 +287,10 @@ def test_damaged_clips_are_done_as_far_as_they_go(
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["problems"] == problems
 
 
-def test_the_command(hand_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(standin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same command writes the same truth; boxes.json holds a list of boxes for each frame."""
     monkeypatch.setattr(clip_module, "encode", lambda path, frames, *rest, **more: list(frames))
-    argv = ["make_toy_clip.py", "--clips", "two", "--seconds", "0.1", "--scale", "0.2", "--mano", str(hand_folder)]
+    argv = ["make_toy_clip.py", "--clips", "two", "--seconds", "0.1", "--scale", "0.2", "--mano", str(standin)]
     for name in ("a", "b"):
         monkeypatch.setattr(sys, "argv", [*argv, "--output", str(tmp_path / name)])
         clip_module.main()

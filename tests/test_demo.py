@@ -27,16 +27,8 @@ from common.utils.images import load_image
 from demo import demo, predictor, results
 from demo import run as module
 from demo.predictor import HandPredictor
-from tool.toy.standin_hand import write_standin
 
 SCRIPT = Path(demo.__file__)
-
-
-@pytest.fixture(scope="module")
-def standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("standin")
-    write_standin(folder)
-    return folder
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import pytest
 import torch
 from inputs import smooth_image_uint8
 
-from common.checkpoint import data_record, save_checkpoint
 from common.errors import UserError
 from common.nets.mano import TwoHandMano
 from common.nets.mano_files import HandModel, read_hand_models
@@ -22,10 +21,8 @@ from common.utils.images import load_image
 from demo.predictor import HandPredictor
 from main import export
 from main.build import LoadedModel, build_model
-from main.config import config_to_dict
 from main.onnx_network import FORMAT, INPUT, OUTPUTS, file_sha256, load_onnx
 from main.options import preset_config
-from tool.untrained import show_something
 
 ROOT = Path(__file__).resolve().parent.parent
 onnx = pytest.importorskip("onnx")
@@ -36,18 +33,6 @@ pytest.importorskip("onnxscript")
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["export.py", *map(str, arguments)])
     return export.main()
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained network of the small preset."""
-    torch.manual_seed(0)
-    config = preset_config("small")
-    model = build_model(config, mano=None)
-    show_something(model)
-    path = tmp_path_factory.mktemp("checkpoint") / "snapshot_6.pth"
-    save_checkpoint(path, model, epoch=6, config=config_to_dict(config), data=data_record((), (), ""))
-    return path
 
 
 @pytest.fixture(scope="module")

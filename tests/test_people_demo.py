@@ -8,11 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 import trimesh
 from inputs import smooth_image_uint8
 
-from common.checkpoint import save_checkpoint
 from common.drawing.export import merge_into_shared_camera
 from common.drawing.raster import HandMesh
 from common.errors import UserError
@@ -21,10 +19,6 @@ from common.utils.camera import Camera, project
 from demo import demo
 from demo.people import SAME_HAND
 from demo.predictor import HandPredictor
-from main.build import build_model
-from main.config import config_to_dict
-from main.options import preset_config
-from tool.untrained import show_something
 
 KINDS = ("box", "skeleton", "mesh", "side")
 # Photo -> boxes of its people; the widest photo shows eight people who stand close.
@@ -34,22 +28,6 @@ CROWDS = {
     "three.png": [[150, 5, 300, 190], [0, 0, 180, 200], [220, 20, 380, 200]],
     "eight.png": [[45 * n, 10, 45 * n + 90, 200] for n in range(8)],
 }
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = preset_config("small")
-    torch.manual_seed(0)
-    model = build_model(config, None)
-    show_something(model)
-    path = tmp_path_factory.mktemp("network") / "small.pth"
-    save_checkpoint(path, model, epoch=0, config=config_to_dict(config))
-    return path
-
-
-@pytest.fixture(scope="module")
-def predictor(checkpoint: Path, mano_folder: Path) -> HandPredictor:
-    return HandPredictor.load(checkpoint, mano_folder, ["cpu"])
 
 
 @pytest.fixture

@@ -7,26 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.nets.mano_files import read_hand_models
 from tool.benchmarks import run as benchmark
 from tool.benchmarks import video
 from tool.benchmarks.video import errors, smooth_live, smooth_motion, table_errors
 from tool.toy.clip import make_clip, true_table
 from tool.toy.motion import Motion, add_noise, sample_motion
-from tool.toy.scene import HandRig, build_rig
-from tool.toy.standin_hand import write_standin
-
-
-@pytest.fixture(scope="module")
-def hand_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("hand")
-    write_standin(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def rig(hand_folder: Path) -> HandRig:
-    return build_rig(read_hand_models(hand_folder))
+from tool.toy.scene import HandRig
 
 
 @pytest.fixture(scope="module")
@@ -69,18 +55,18 @@ def test_errors_of_a_table_that_is_the_truth_are_nothing(rig: HandRig) -> None:
     assert max(errors_smoothed) < 1e-3 and errors_raw[2] > 1
 
 
-def test_memory_is_measured_in_processes_of_their_own(hand_folder: Path, tmp_path: Path) -> None:
+def test_memory_is_measured_in_processes_of_their_own(standin: Path, tmp_path: Path) -> None:
     """The network that answers at once passes through the whole pipeline."""
-    (row,) = video.memory(tmp_path, hand_folder, (1, 2))
+    (row,) = video.memory(tmp_path, standin, (1, 2))
     assert 0.5 < row.value < 1.2 and "MiB" in row.detail
 
 
 def test_the_command_prints_goals(
-    hand_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    standin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """What is measured takes long and is replaced; a missed goal is said, and with --strict the exit code is 1."""
     monkeypatch.setattr(video, "measure", lambda args: [video.row("a", 1, "mm", 2), video.row("b", 3, "mm", 2)])
-    argv = ["benchmark.py", "--what", "video", "--mano", str(hand_folder), "--output", str(tmp_path / "a.json")]
+    argv = ["benchmark.py", "--what", "video", "--mano", str(standin), "--output", str(tmp_path / "a.json")]
     monkeypatch.setattr(sys, "argv", argv)
     assert benchmark.main() == 0
     assert "NOT MET" in (text := capsys.readouterr().out) and "limits: 1 met, 1 not met" in text

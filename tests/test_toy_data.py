@@ -27,7 +27,6 @@ from main.config import Config
 from tool.toy import make_data
 from tool.toy import scene as toy_scene
 from tool.toy.formats import check_folder, toy_folder
-from tool.toy.standin_hand import write_standin
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN, TEST, SCALE = 7, 4, 0.4
@@ -35,20 +34,8 @@ ARGS = ["--train", str(TRAIN), "--test", str(TEST), "--scale", str(SCALE), "--se
 
 
 @pytest.fixture(scope="module")
-def standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("standin")
-    write_standin(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def hand(standin: Path) -> TwoHandMano:
     return TwoHandMano(*read_hand_models(standin))
-
-
-@pytest.fixture(scope="module")
-def rig(standin: Path) -> toy_scene.HandRig:
-    return toy_scene.build_rig(read_hand_models(standin))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from common.checkpoint import save_checkpoint
 from common.errors import UserError
 from common.nets.mano import TwoHandMano
 from common.types import ManoParams
@@ -22,29 +21,9 @@ from demo.results import ResultWriter
 from demo.run import run
 from demo.video import VideoReader, VideoWriter
 from demo.video_hands import VideoOptions, process_video
-from main.build import build_model
-from main.config import config_to_dict
-from main.options import preset_config
-from tool.untrained import show_something
 
 SIZE = (120, 160)
 LEFT_BOX, RIGHT_BOX = [5.0, 5, 80, 115], [82.0, 5, 155, 115]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = preset_config("small")
-    torch.manual_seed(0)
-    model = build_model(config, None)
-    show_something(model)
-    path = tmp_path_factory.mktemp("network") / "small.pth"
-    save_checkpoint(path, model, epoch=0, config=config_to_dict(config))
-    return path
-
-
-@pytest.fixture(scope="module")
-def predictor(checkpoint: Path, mano_folder: Path) -> HandPredictor:
-    return HandPredictor.load(checkpoint, mano_folder, ["cpu"])
 
 
 def write_video(path: Path, frames: list[np.ndarray]) -> Path:
