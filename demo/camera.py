@@ -21,7 +21,7 @@ from common.errors import UserError
 from common.types import SIDES
 from common.utils.files import atomic_path, make_folder, write_json
 from demo.motion import BRIDGED, Observations, smooth_person, stack_observations
-from demo.people import LOWEST_SCORE, MIN_SIDE, neighbours_hands
+from demo.people import LOWEST_SCORE, MIN_SIDE, Person, neighbours_hands
 from demo.predictor import HandPredictor
 from demo.smoothing import HISTORY, cutoff_at
 from demo.tracking import MAX_MISSING, VELOCITY_FADES, Track, Tracker, box_to_state, smooth_states, state_to_box
@@ -266,10 +266,9 @@ class Live:
         begun = clock.monotonic()
         camera = self.options.intrinsics(frame.image.shape[:2])
         crops = []
-        for person, box_image in here:
-            x1, y1, x2, y2 = box_image.tolist()
-            box_xywh = None if person.source == "photo" else (x1, y1, x2 - x1, y2 - y1)
-            crops.append(self.predictor.prepare(frame.image, box_xywh, camera))
+        for live, box_image in here:
+            person = Person(live.id, live.source, 1.0, box_image)
+            crops.append(self.predictor.prepare_person(frame.image, person, camera))
         observed: list[Observations] = []
         for start in range(0, len(crops), self.options.batch_size):
             part = crops[start : start + self.options.batch_size]
@@ -280,9 +279,9 @@ class Live:
         boxes = np.stack([box for _, box in here])
         kept = np.stack([one.kept for one in observed])
         owners = neighbours_hands(np.stack([one.joints_image for one in observed]), kept, boxes)
-        for (person, box), one, owner in zip(here, observed, owners, strict=True):
+        for (live, box), one, owner in zip(here, observed, owners, strict=True):
             own = one._replace(person_box_image=box.astype(np.float32), kept=one.kept & (owner < 0))
-            person.add(frame, own)
+            live.add(frame, own)
 
     def _emit(self) -> tuple[Frame, list[dict[str, np.ndarray]]]:
         frame, people = self._waiting.popleft()
@@ -351,7 +350,7 @@ def process_camera(
     options: VideoOptions,
     delay: float = 0.14,
     duration: float | None = None,
-    publish: Callable[[np.ndarray], None] = lambda image: None,
+    publish: Callable[[np.ndarray], None] | None = None,
 ) -> list[str]:
     """Everything about one camera: `overlay.mp4`, `hands.npz` and `summary.json` under `folder`.
 
@@ -393,7 +392,8 @@ def process_camera(
                 image = draw_frame(image, table, rows, predictor, options.draw, virtual)
             last_pts = max(frame.pts, last_pts + 1)
             writer.write(image, last_pts)
-            publish(image)
+            if publish:
+                publish(image)
             seconds["overlay"] += clock.monotonic() - begun
 
         for frame in chain((first,), arriving):

@@ -195,6 +195,22 @@ def usable_boxes(boxes: np.ndarray, image_size: tuple[int, int]) -> tuple[np.nda
     return cut, upright & (sides.min(1) >= MIN_SIDE), problems
 
 
+def largest_people(
+    detections: Detections, image_size: tuple[int, int], min_score: float, max_people: int
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Those whose boxes can be used and whose score is high enough, the largest first, at most `max_people`.
+
+    Returns:
+        boxes (P, 4) xyxy px, cut to the image; scores (P,); and what was wrong with boxes.
+    """
+    boxes, usable, problems = usable_boxes(detections[0], image_size)
+    usable &= np.nan_to_num(detections[1], nan=-1.0) >= min_score
+    rows = np.flatnonzero(usable)
+    areas = (boxes[rows, 2:] - boxes[rows, :2]).prod(1)
+    rows = rows[np.argsort(-areas, kind="stable")[:max_people]]
+    return boxes[rows], detections[1][rows], problems
+
+
 def choose_people(
     detections: Detections, image_size: tuple[int, int], min_score: float = 0.5, max_people: int = 8
 ) -> tuple[list[Person], list[str]]:
@@ -211,15 +227,9 @@ def choose_people(
     Returns:
         The people, and what was wrong with boxes.
     """
-    boxes, usable, problems = usable_boxes(detections[0], image_size)
-    scores = detections[1]
-    usable &= np.nan_to_num(scores, nan=-1.0) >= min_score
-    rows = np.flatnonzero(usable)
-    areas = (boxes[rows, 2:] - boxes[rows, :2]).prod(1)
-    largest = rows[np.argsort(-areas, kind="stable")[:max_people]]
-    if not len(largest):
-        return [whole_photo(image_size)], problems
-    return number_people([("detector", float(scores[row]), boxes[row]) for row in largest]), problems
+    boxes, scores, problems = largest_people(detections, image_size, min_score, max_people)
+    found = [("detector", float(score), box) for score, box in zip(scores, boxes, strict=True)]
+    return number_people(found) or [whole_photo(image_size)], problems
 
 
 def number_people(found: list[tuple[str, float, np.ndarray]]) -> list[Person]:

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -36,6 +36,9 @@ from demo.people import (
 from demo.predictor import HandPredictor, PreparedPhoto
 from demo.result_sheet import draw_result_sheet
 from demo.results import ResultWriter
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 NAMED = 6  # photos without a hand, at most, in a line
 THREADS = 4  # that read and write beside the network
@@ -92,19 +95,16 @@ def run(args: argparse.Namespace, names: Mapping[Path, str]) -> None:
     print(f"{found}; on {', '.join(map(str, predictor.devices))}; hand model: {predictor.hand_model_name}")
     if predictor.note:
         print(predictor.note)
+
+    def make_writer(folder: Path) -> ResultWriter:
+        name, note = predictor.hand_model_name, predictor.note
+        return ResultWriter(folder, name, args.mesh_formats, args.html, args.renderer, note)
+
     failed: set[Path] = set()
     flawed: set[Path] = set()
     if names:
         detector = load_once() if args.people == "auto" and boxes is None else None
-        writer = ResultWriter(
-            args.output,
-            predictor.hand_model_name,
-            args.mesh_formats,
-            args.html,
-            args.renderer,
-            predictor.note,
-        )
-        failed, flawed = process(names, predictor, writer, args, detector, boxes)
+        failed, flawed = process(names, predictor, make_writer(args.output), args, detector, boxes)
     done = {file: name for file, name in names.items() if file not in failed}
     if args.sheet and done:
         write_image(args.output / "sheet.jpg", draw_result_sheet(args.output, done), quality=90)
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace, names: Mapping[Path, str]) -> None:
         except ModuleNotFoundError as error:
             raise UserError(f"videos and cameras need the package {error.name}: pip install av") from None
         intrinsics = partial(real_camera, args.focal, args.princpt)
-        bad_videos = run_videos.process_videos(videos, predictor, args, load_once, intrinsics)
+        bad_videos = run_videos.process_videos(videos, predictor, args, load_once, intrinsics, make_writer)
         if args.camera is not None:
             run_videos.run_camera(predictor, args, load_once, intrinsics)
     counts = (
@@ -215,7 +215,8 @@ def process(
         assert detector is not None
         for start in range(0, len(photos), DETECT_BATCH):
             batch = photos[start : start + DETECT_BATCH]
-            for loaded, found in zip(batch, detect_each(detector, [one.image for one in batch]), strict=True):
+            detections = each(partial(detect_people, detector), [one.image for one in batch])
+            for loaded, found in zip(batch, detections, strict=True):
                 size = loaded.image.shape[:2]
                 work = partial(chosen, found, size)
                 if people := attempt(loaded.photo.file, work):
@@ -229,6 +230,9 @@ def process(
     def prepare(crop: tuple[Loaded, Person]) -> PreparedPhoto:
         loaded, person = crop
         return loaded.whole or predictor.prepare_person(loaded.image, person, loaded.camera)
+
+    def predict(batch: Sequence[PreparedPhoto]) -> list[PhotoHands]:
+        return predictor.predict(batch, args.hand, args.min_confidence)
 
     def write(loaded: Loaded) -> None:
         assert loaded.people is not None
@@ -263,7 +267,7 @@ def process(
             for start in range(0, len(crops), args.batch_size):
                 part = crops[start : start + args.batch_size]
                 prepared = list(croppers.map(prepare, part))
-                predictions = predict_each(predictor, prepared, args.hand, args.min_confidence)
+                predictions = each(predict, prepared, (UserError,))
                 for (loaded, _), prediction in zip(part, predictions, strict=True):
                     loaded.results.append(prediction)
             writing += [loaded.photo._replace(future=pool.submit(write, loaded)) for loaded in photos]
@@ -280,30 +284,21 @@ def process(
     return failed, flawed - failed
 
 
-def detect_each(detector: Detector, images: Sequence[np.ndarray]) -> list[Detections | Exception]:
-    """`detect_people`, with the exception in the place of a photo that raises one."""
-    try:
-        return [*detect_people(detector, list(images))]
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        if len(images) == 1:
-            return [error]
-    return [found for image in images for found in detect_each(detector, [image])]
+def each(
+    work: Callable[[list[Item]], list[Result]], items: Sequence[Item], passing: tuple[type[Exception], ...] = ()
+) -> list[Result | Exception]:
+    """The results of a batch; if it fails, of its items one by one, with an exception in the place of its result.
 
-
-def predict_each(
-    predictor: HandPredictor, photos: Sequence[PreparedPhoto], hand: str, min_confidence: float
-) -> list[PhotoHands | Exception]:
-    """`HandPredictor.predict`, with the exception in the place of a photo that raises one."""
+    Out of memory and the kinds in `passing` are raised.
+    """
     try:
-        return [*predictor.predict(photos, hand, min_confidence)]
+        return [*work([*items])]
     except Exception as error:
-        if isinstance(error, UserError) or is_out_of_memory(error):
+        if isinstance(error, passing) or is_out_of_memory(error):
             raise
-        if len(photos) == 1:
+        if len(items) == 1:
             return [error]
-    return [result for photo in photos for result in predict_each(predictor, [photo], hand, min_confidence)]
+    return [result for item in items for result in each(work, [item], passing)]
 
 
 def decoded_bytes(file: Path) -> int:

@@ -5,10 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from common.distributed import StopSignal
 from common.errors import UserError, one_line
@@ -30,8 +27,12 @@ def process_videos(
     args: argparse.Namespace,
     load_once: Callable[[], Detector],
     intrinsics: Intrinsics,
+    make_writer: Callable[[Path], ResultWriter],
 ) -> set[Path]:
-    """Run all videos. Returns those that failed or are damaged; each is named with its reason."""
+    """Run all videos; `make_writer` is for single frames, below a folder.
+
+    Returns those that failed or are damaged; each is named with its reason.
+    """
     bad: set[Path] = set()
     boxes = read_video_boxes(args.boxes) if args.boxes else None
     with StopSignal() as stop:
@@ -45,7 +46,7 @@ def process_videos(
                     boxes=given,
                     compare=args.compare,
                     frames_every=args.frames_every,
-                    writer=partial(frame_writer, predictor, args),
+                    writer=make_writer,
                 )
                 problems = process_video(file, args.output / name, predictor, options)
             except UserError as error:
@@ -60,12 +61,6 @@ def process_videos(
     return bad
 
 
-def frame_writer(predictor: HandPredictor, args: argparse.Namespace, folder: Path) -> ResultWriter:
-    """Writes single frames of a video as photos."""
-    about = args.mesh_formats, args.html, args.renderer, predictor.note
-    return ResultWriter(folder, predictor.hand_model_name, *about)
-
-
 def run_camera(
     predictor: HandPredictor, args: argparse.Namespace, load_once: Callable[[], Detector], intrinsics: Intrinsics
 ) -> None:
@@ -78,7 +73,7 @@ def run_camera(
     folder = args.output / ("camera" + (args.camera if args.camera.isdecimal() else ""))
     with StopSignal() as stop, ExitStack() as stack:
         options = video_options(args, None if args.people == "one" else load_once, intrinsics, stop)
-        publish = ignore
+        publish = None
         if args.show is not None:
             view = stack.enter_context(LiveView(args.show))
             publish = view.publish
@@ -88,10 +83,6 @@ def run_camera(
     print(f"camera {args.camera}: overlay.mp4, hands.npz and summary.json are in {folder}")
     if problems:
         raise UserError("; ".join(problems))
-
-
-def ignore(image: np.ndarray) -> None:
-    """Nobody looks."""
 
 
 def video_options(

@@ -24,7 +24,7 @@ from common.utils.camera import Camera
 from common.utils.files import atomic_path, make_folder, write_json
 from common.utils.joints import JOINTS
 from demo.motion import BRIDGED, REJECTED, SEEN, Observations, jitter, smooth_person, stack_observations
-from demo.people import LOWEST_SCORE, Detector, Person, detect_people, neighbours_hands, report_people, usable_boxes
+from demo.people import LOWEST_SCORE, Detector, Person, detect_people, largest_people, neighbours_hands, report_people
 from demo.predictor import HandPredictor, PreparedPhoto
 from demo.results import ResultWriter
 from demo.tracking import Tracker, boxes_between
@@ -108,12 +108,8 @@ def detect(
         seconds["detect"] += clock.monotonic() - begun
     else:
         return None
-    boxes, usable, wrong = usable_boxes(boxes, frame.image.shape[:2])
-    usable &= np.nan_to_num(scores, nan=-1.0) >= LOWEST_SCORE
-    rows = np.flatnonzero(usable)
-    areas = (boxes[rows, 2:] - boxes[rows, :2]).prod(1)
-    rows = rows[np.argsort(-areas, kind="stable")[: options.max_people]]
-    return boxes[rows], scores[rows], [f"at {frame.time:.2f} s: {text}" for text in wrong]
+    boxes, scores, wrong = largest_people((boxes, scores), frame.image.shape[:2], LOWEST_SCORE, options.max_people)
+    return boxes, scores, [f"at {frame.time:.2f} s: {text}" for text in wrong]
 
 
 def _find_people(result: Scan, trackers: list[Tracker], size: tuple[int, int], options: VideoOptions) -> None:

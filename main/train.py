@@ -69,6 +69,7 @@ from common.distributed import (
 from common.drawing.samples import draw_sheet
 from common.errors import UserError, run_main
 from common.logger import TrainLog
+from common.metrics import MM, vertex_error
 from common.nets.mano import TwoHandMano
 from common.nets.mano_files import read_hand_models
 from common.options import DATA_FOLDER, DATA_HELP, GPU_HELP, MANO_FOLDER, MANO_HELP, OUTPUT_FOLDER, Parser, count
@@ -429,7 +430,7 @@ def validate(
     """
     dataset: Any = loader.dataset
     device = next(model.parameters()).device
-    samples, loss, number, distance, vertices = dataset.held_out(), 0.0, 0, 0.0, 0.0
+    samples, loss, number, distance, hands = dataset.held_out(), 0.0, 0, 0.0, 0.0
     network = AutocastModule(model, config.amp)
     model.eval()
     while batch := list(islice(samples, config.test_batch_size)):
@@ -438,12 +439,11 @@ def validate(
         prediction = network(build_images(sample))
         loss += float(sum(criterion(prediction, targets).values())) * len(batch)
         number += len(batch)
-        valid = targets.mano_valid[..., None]
-        error = (prediction.vertices_rel - targets.vertices_rel).norm(dim=-1)
-        distance += float((error * valid).sum())
-        vertices += float(valid.expand_as(error).sum())
+        errors = vertex_error(prediction.vertices_rel, targets.vertices_rel) * targets.mano_valid
+        distance += float(errors.sum())
+        hands += float(targets.mano_valid.sum())
     model.train()
-    return {"loss": loss / max(number, 1), "mpvpe": 1000 * distance / max(vertices, 1)}
+    return {"loss": loss / max(number, 1), "mpvpe": MM * distance / max(hands, 1)}
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ import psutil
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from common.distributed import usable_cores
 from common.nets.mano import TwoHandMano
 from common.precision import autocast as amp_autocast
 from main.config import Config
@@ -236,7 +237,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     names = re.findall(r"model name\s*: (.*)", cpu_info.read_text()) if cpu_info.exists() else []
     content: dict[str, Any] = {
         "processor": names[0] if names else platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "wait_policy": os.environ.get("OMP_WAIT_POLICY", "the library's"),
         "load_at_start": round(psutil.getloadavg()[0], 2),
