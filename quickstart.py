@@ -7,7 +7,7 @@
 
 The first run installs requirements.txt into .venv (about 6 GB with PyTorch's CUDA libraries). Then it generates a hand
 model and images of such hands in the official formats, trains a small network on them, tests it before and after on
-images it has not seen, and runs the demo on some of these and on your photos in demo/images.
+images it has not seen, and runs the demo on a video, on some of these images and on your photos in demo/images.
 Everything is written below output/quickstart. Finished stages are skipped; an interrupted run resumes. --fresh starts
 over.
 
@@ -161,6 +161,9 @@ class Quickstart:
         toy = ["tool/make_toy_data.py", "--out", self.out / "data", "--sets", "InterHand26M,MSCOCO,HIC", "--scale", 0.5]
         toy += ["--variety", VARIETY, "--train", args.samples, "--test", TEST_SAMPLES, *mano]
         start = ["tool/make_checkpoint.py", *network, "--heads", "start", "--out", begin, "--overwrite"]
+        demo = ["demo/demo.py", "--gpu", self.gpu, "--checkpoint", trained, "--output", self.out / "demo", *mano]
+        two = self.out / "clips/two"  # two people, who move for two seconds
+        clip = ["tool/make_toy_clip.py", "--output", self.out / "clips", "--clips", "two", "--seconds", 2, *mano]
         # Name, share of the total time, commands, and a file that must exist afterwards.
         self.stages = [
             ("hand", 1, [["tool/make_standin_hand.py", "--out", self.out / "mano"]], self.out / "mano/MANO_LEFT.pkl"),
@@ -168,9 +171,10 @@ class Quickstart:
             ("test before", 4, [start, *test(begin, "before")], self.out / "before/result/MSCOCO_0.json"),
             ("train", 70, [train], trained),
             ("test after", 6, test(trained, "after"), self.out / f"after/result/MSCOCO_{self.last}.json"),
-        ]
-        self.demo = ["demo/demo.py", "--gpu", self.gpu, "--checkpoint", trained, "--output", self.out / "demo"]
-        self.demo += ["--html", "--sheet", "--hand", "auto", *mano]
+            ("video", 6, [clip, [*demo, "--compare", "--input", two / "two.mp4", "--boxes", two / "boxes.json"]],
+             self.out / "demo/two/overlay.mp4"),
+        ]  # fmt: skip
+        self.demo = [*demo, "--html", "--sheet", "--hand", "auto"]
 
     def find_gpu(self) -> str:
         """0 if PyTorch can use a GPU, else cpu."""
@@ -200,9 +204,7 @@ class Quickstart:
                 print(f"{where} {clock(elapsed)} elapsed{left}", flush=True)
                 mark.unlink(missing_ok=True)
                 before = name == "test before"
-                log = (
-                    self.out / "before.log" if before else None
-                )  # of an untrained network one line per dataset is enough
+                log = self.out / "before.log" if before else None  # one line per dataset is enough
                 advice = f"see {log}" if before else "see the errors above"
                 for command in commands:
                     run([self.python, *self.resumable(command, asked)], f"stage '{name}'", advice, log)
@@ -254,8 +256,9 @@ class Quickstart:
                 old, new = ("-" if v is None else f"{v:.1f}" for v in (before.get(label), after[label]))
                 print(f"  {name:13}{label:38}{old:>9} -> {new}")
         print(f"""
-images, in {self.out}:
+images and a video, in {self.out}:
   demo/sheet.jpg             contact sheet: photo, boxes, skeletons, meshes, the meshes from another side
+  demo/two/overlay.mp4       a video of two people: the hands frame by frame, and smoothed, side by side
   demo/renders/*.html        the meshes in a browser, to rotate
   after/result/*.jpg, *.png  test samples, the worst, histograms of the errors
   vis/*.jpg                  samples during training

@@ -68,10 +68,11 @@ def test_a_finished_stage_is_not_run_again_and_a_changed_one_is(tmp_path, monkey
     scripts = again()
     assert scripts[:3] == ["make_standin_hand.py", "make_toy_data.py", "make_checkpoint.py"]
     assert scripts.count("train.py") == 1 and scripts.count("test.py") == 6
+    assert scripts[-2:] == ["make_toy_clip.py", "demo.py"]
     assert "--overwrite" in next(command for command in ran if command[1] == "main/train.py")
     assert again() == []
-    assert capsys.readouterr().out.count("skipped") == 5
-    assert again("--epochs", "9") == ["train.py", "test.py", "test.py", "test.py"]
+    assert capsys.readouterr().out.count("skipped") == 6
+    assert again("--epochs", "9") == ["train.py", "test.py", "test.py", "test.py", "make_toy_clip.py", "demo.py"]
     (tmp_path / "done" / "train.json").unlink()  # as if interrupted: checkpoints are there
     again("--epochs", "9")
     assert "--continue" in ran[0]
@@ -131,7 +132,7 @@ def test_the_whole_and_once_more(tmp_path):
     done = start(*options)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
-    for path in ("demo/sheet.jpg", "after/result/HIC_0_samples.jpg", "log/losses.jsonl"):
+    for path in ("demo/sheet.jpg", "demo/two/overlay.mp4", "after/result/HIC_0_samples.jpg", "log/losses.jsonl"):
         assert (tmp_path / "out" / path).stat().st_size > 1000
     assert len(list((tmp_path / "out" / "demo" / "renders").glob("*.html"))) >= 12
     table = [line for line in done.stdout.splitlines() if " -> " in line]
