@@ -25,6 +25,7 @@ MAX_GAP = 0.5  # s; a longer gap inside a track is not bridged
 WINDOW = 0.5  # s; a hand's presence and its pairing are decided on the median of this
 HISTORY = 0.8  # s of the past that a camera's filter uses
 SHORT_DELAY = 1e-3  # s; with less delay than this a camera's filter halves its frequency
+MIN_STEP, MAX_STEP = 1e-3, 10.0  # s; equations of steps further apart than these would be singular in float64
 _FLAT = 1e-9  # weight of the slope: with fewer than two weighted samples the smoothest curve is not unique
 
 
@@ -33,7 +34,7 @@ def smooth(values: np.ndarray, times: np.ndarray, weights: np.ndarray, cutoff: f
 
     Args:
         values: (T, ...) samples; rows of weight 0 may hold anything finite or not.
-        times: (T,) s, rising.
+        times: (T,) s, rising; smaller or larger steps count as `MIN_STEP` or `MAX_STEP`.
         weights: (T,) from 0.
         cutoff: f in Hz; 0 or below returns the values as they are.
 
@@ -49,7 +50,7 @@ def smooth(values: np.ndarray, times: np.ndarray, weights: np.ndarray, cutoff: f
     known = np.where((weights > 0).reshape(-1, *[1] * (values.ndim - 1)), values, 0.0).reshape(count, -1)
     if count == 1:
         return known.reshape(values.shape)
-    steps = np.diff(times)
+    steps = np.clip(np.diff(times), MIN_STEP, MAX_STEP)
     span = np.empty(count)  # trapezoid rule
     span[0], span[-1], span[1:-1] = steps[0] / 2, steps[-1] / 2, (steps[:-1] + steps[1:]) / 2
     bands = np.zeros((3, count))  # upper form: bands[2] is the diagonal
