@@ -66,7 +66,7 @@ from common.options import (
 )
 
 HEIC_SUFFIXES = frozenset((".heic", ".heif", ".hif"))  # read with pillow-heif, else each is a photo that failed
-MAX_FOCAL_PIXELS, MAX_BATCH = 1e6, 4096
+MAX_NUMBER, MAX_BATCH = 1e6, 4096
 
 
 def main() -> None:
@@ -193,7 +193,7 @@ def parse_args() -> argparse.Namespace:
         nargs="+",
         choices=("boxes", "skeleton", "mesh"),
         default=["mesh"],
-        help="what overlay.mp4 shows (default: mesh)",
+        help="what overlay.mp4 shows; boxes: of people, with their ids, and of hands (default: mesh)",
     )
     video.add_argument(
         "--compare", action="store_true", help="overlay.mp4 also shows, on the left, the hands before smoothing"
@@ -244,15 +244,15 @@ def fraction(text: str) -> float:
 
 
 def finite(text: str) -> float:
-    """A number of pixels."""
+    """A number below `MAX_NUMBER`: of pixels, seconds or Hz."""
     value = float(text)
-    if not abs(value) < MAX_FOCAL_PIXELS:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of pixels")
+    if not abs(value) < MAX_NUMBER:
+        raise argparse.ArgumentTypeError(f"{text} is not a number below {MAX_NUMBER:g}")
     return value
 
 
 def positive(text: str) -> float:
-    """A number of pixels above 0."""
+    """A number above 0, of pixels or seconds."""
     value = finite(text)
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")

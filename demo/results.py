@@ -94,16 +94,12 @@ class ResultWriter:
         if longest > limit:
             raise UserError(f"its results' file names would have {longest} bytes, of at most {limit}; "
                             "choose a shorter name")  # fmt: skip
-        old, before = self._path("results", name, ".json"), ""
+        old = self._path("results", name, ".json")
         with suppress(Exception):  # an old file may hold anything
-            content = json.loads(old.read_bytes())
-            before = content.get("file", "")
-            self._people_before[name] = len(content["people"])
+            self._people_before[name] = len(json.loads(old.read_bytes())["people"])
         if file:
             self._files[name] = os.path.abspath(file)
-            if before not in ("", self._files[name]) and Path(before).is_file():
-                raise UserError(f"{self.folder} holds the results of another photo of this name, {before}; "
-                                "choose another --output")  # fmt: skip
+            refuse_others_results(old, file, "photo")
         old.unlink(missing_ok=True)
 
     def write(
@@ -211,6 +207,20 @@ class ResultWriter:
             "hand_model": self.hand_model,
         }
         write_json(self._path("params", name, f"{stem}.json"), params)
+
+
+def refuse_others_results(old: Path, file: Path, kind: str) -> None:
+    """Raise a UserError if an earlier run's `old`, JSON, is of another file that still exists.
+
+    Args:
+        kind: "photo" or "video".
+    """
+    before = ""
+    with suppress(Exception):  # it may hold anything
+        before = json.loads(old.read_bytes())["file"]
+    if isinstance(before, str) and before not in ("", os.path.abspath(file)) and Path(before).is_file():
+        raise UserError(f"{old.parent} holds the results of another {kind} of this name, {before}; "
+                        "choose another --output")  # fmt: skip
 
 
 def save_photo(

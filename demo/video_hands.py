@@ -4,6 +4,7 @@ The file is decoded once for each of three passes (shots and people; hands; draw
 length, apart from the table.
 """
 
+import os
 import time as clock
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.drawing.overlay import draw_boxes, draw_skeletons
+from common.drawing.overlay import draw_boxes, draw_person, draw_skeletons
 from common.drawing.raster import HandMesh
 from common.drawing.render import render_hands
 from common.nets.mano import to_wrist
@@ -26,7 +27,7 @@ from common.utils.joints import JOINTS
 from demo.motion import BRIDGED, REJECTED, SEEN, Observations, jitter, smooth_person, stack_observations
 from demo.people import LOWEST_SCORE, Detector, Person, detect_people, largest_people, neighbours_hands, report_people
 from demo.predictor import HandPredictor, PreparedPhoto
-from demo.results import ResultWriter
+from demo.results import ResultWriter, refuse_others_results
 from demo.tracking import Tracker, boxes_between
 from demo.video import CutDetector, Frame, VideoReader, VideoWriter
 
@@ -324,9 +325,10 @@ def process_video(path: Path, folder: Path, predictor: HandPredictor, options: V
         What was wrong: a file that is cut short, sound that cannot be copied, boxes that were left out.
 
     Raises:
-        UserError: the file cannot be read, or a result cannot be written.
+        UserError: the file cannot be read, a result cannot be written, or an earlier run wrote another video's there.
     """
     seconds: dict[str, float] = dict.fromkeys(("people", "detect", "hands", "network", "smooth", "overlay"), 0.0)
+    refuse_others_results(folder / "summary.json", path, "video")
     reader = VideoReader(path)
     begun = clock.monotonic()
     found = scan(reader, options, seconds)
@@ -344,6 +346,7 @@ def process_video(path: Path, folder: Path, predictor: HandPredictor, options: V
     seconds["hands"] = clock.monotonic() - begun - seconds["people"]
     table = make_table(found, observed, predictor, reader.size, options, seconds)
     make_folder(folder)
+    (folder / "summary.json").unlink(missing_ok=True)  # where it is, the other files are of the same run
     virtual = options.intrinsics(reader.size) is None
     begun = clock.monotonic()
     with atomic_path(folder / "overlay.mp4") as temporary:
@@ -357,7 +360,8 @@ def process_video(path: Path, folder: Path, predictor: HandPredictor, options: V
         print(f"{path.name}: no hand was found; the overlay is the video")
     write_table(folder / "hands.npz", table, reader.size, predictor.hand_model_name, virtual)
     not_finite = [int((~np.isfinite(one.joints_image).all((2, 3))).sum()) for one in observed]
-    write_json(folder / "summary.json", summarize(path.name, found, not_finite, table, predictor, problems, seconds))
+    summary = summarize(path.name, found, not_finite, table, predictor, problems, seconds)
+    write_json(folder / "summary.json", summary | {"file": os.path.abspath(path)})
     return problems
 
 
@@ -415,13 +419,20 @@ def draw_frame(
     layers: tuple[str, ...],
     virtual: bool,
 ) -> np.ndarray:
-    """A frame with the hands of these rows drawn over it; the people with larger boxes last, on top."""
+    """A frame with the hands of these rows drawn over it; the people with larger boxes last, on top.
+
+    Layer "boxes" has the people's boxes and ids, too.
+    """
     if not len(rows):
         return image
     meshes = meshes_of_rows(predictor, table, rows, virtual) if "mesh" in layers else []
     corners, people = table["person_box_image"][rows].astype(np.float64), table["person"][rows]
     nearest_last = rows[np.argsort((corners[:, 2:] - corners[:, :2]).prod(1), kind="stable")]
-    for person in dict.fromkeys(table["person"][nearest_last].tolist()):
+    order = dict.fromkeys(table["person"][nearest_last].tolist())
+    if "boxes" in layers:
+        for person in order:
+            image = draw_person(image, corners[people == person][0], person)
+    for person in order:
         own = rows[people == person]
         if meshes:  # virtual depths of two people cannot be compared
             image = render_hands(image, [meshes[place] for place in np.flatnonzero(people == person)])

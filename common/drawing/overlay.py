@@ -23,6 +23,7 @@ FINGER_RGB = np.array(
     ],
     np.uint8,
 )
+PERSON_RGB = (0.85, 0.65, 0.2)  # 0 to 1, as the hands'
 OUTLINE_RGB = (25, 25, 25)
 LINE_PER_PHOTO = 0.005  # line width as a share of the photo's longer side, at most
 LINE_PER_HAND = 0.022  # and of the hand's, at most
@@ -50,10 +51,26 @@ def draw_boxes(
     labels: list[tuple[int, int, int, int]] = []
     drawn = [side for side in range(len(SIDES)) if shown[side] and not np.isnan(boxes_image[side]).any()]
     for side in drawn:
-        _draw_rectangle(canvas, boxes_image[side], side)
+        _draw_rectangle(canvas, boxes_image[side], HAND_RGB[side])
     for side in drawn:  # after both boxes, so that no line crosses a label
         text = SIDES[side] if scores is None else f"{SIDES[side]}, heatmap {float(scores[side]):.2f}"
-        labels.append(_draw_label(canvas, text, boxes_image[side], side, labels))
+        labels.append(_draw_label(canvas, text, boxes_image[side], HAND_RGB[side], labels))
+    return canvas
+
+
+def draw_person(image_rgb: np.ndarray, box_image: np.ndarray, number: int) -> np.ndarray:
+    """Draw a person's box, labelled with the person's id.
+
+    Args:
+        image_rgb: (H, W, 3) uint8, left as it is.
+        box_image: (4,) xyxy px, finite.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    canvas = np.array(image_rgb)
+    _draw_rectangle(canvas, box_image, PERSON_RGB)
+    _draw_label(canvas, f"person {number}", box_image, PERSON_RGB, [])
     return canvas
 
 
@@ -138,25 +155,28 @@ def _clip_segment(
     return np.clip(start + enter * step, low, high), np.clip(start + leave * step, low, high)
 
 
-def _draw_rectangle(canvas: np.ndarray, box: np.ndarray, side: int) -> None:
+def _draw_rectangle(canvas: np.ndarray, box: np.ndarray, rgb: Sequence[float]) -> None:
     size = np.array([canvas.shape[1], canvas.shape[0]])
     width = _line_width(canvas, np.abs(box[2:] - box[:2]).max())
     # Sides that are cut off stay parallel to the image's, just beyond it.
     x0, y0, x1, y1 = np.concatenate([np.clip(corner, -4 * width, size + 4 * width) for corner in (box[:2], box[2:])])
     outline = round(width / 3)
-    for colour, line in ((OUTLINE_RGB, width + 2 * outline), (_hand_colour(side), width)):
+    for colour, line in ((OUTLINE_RGB, width + 2 * outline), (_to_uint8(rgb), width)):
         cv2.rectangle(canvas, _fixed((x0, y0)), _fixed((x1, y1)), colour, line, cv2.LINE_AA, SHIFT)
 
 
-def _hand_colour(side: int, shade: float = 1.0) -> tuple[int, int, int]:
-    red, green, blue = (round(255 * shade * c) for c in HAND_RGB[side])
+def _to_uint8(rgb: Sequence[float], shade: float = 1.0) -> tuple[int, int, int]:
+    red, green, blue = (round(255 * shade * c) for c in rgb)
     return red, green, blue
 
 
 def _draw_label(
-    canvas: np.ndarray, text: str, box: np.ndarray, side: int, taken: list[tuple[int, int, int, int]]
+    canvas: np.ndarray, text: str, box: np.ndarray, rgb: Sequence[float], taken: list[tuple[int, int, int, int]]
 ) -> tuple[int, int, int, int]:
-    """White text on the hand's colour: on top of the box, else below it, else inside; -> its rectangle, xyxy px."""
+    """White text on a darker shade of the colour, on top of the box, else below it, else inside.
+
+    Returns the label's rectangle, xyxy px.
+    """
     height, width = canvas.shape[:2]
     font, wanted = cv2.FONT_HERSHEY_SIMPLEX, max(15, round(TEXT_PER_PHOTO * max(height, width)))
     thickness = max(1, round(wanted / 12))
@@ -174,7 +194,7 @@ def _draw_label(
     else:
         y = max(0, min(top, height - label_height))
         place = (x, y, x + label_width, y + label_height)
-    cv2.rectangle(canvas, place[:2], (place[2] - 1, place[3] - 1), _hand_colour(side, LABEL_SHADE), cv2.FILLED)
+    cv2.rectangle(canvas, place[:2], (place[2] - 1, place[3] - 1), _to_uint8(rgb, LABEL_SHADE), cv2.FILLED)
     cv2.putText(canvas, text, (x + pad, y + pad + text_height), font, scale, (255, 255, 255), thickness, cv2.LINE_AA)
     return place
 
