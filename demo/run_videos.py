@@ -32,6 +32,9 @@ def process_videos(
     """Run all videos; `make_writer` is for single frames, below a folder.
 
     Returns those that failed or are damaged; each is named with its reason.
+
+    Raises:
+        SystemExit: after a signal, with the exit code that is usual for it. The files are whole.
     """
     bad: set[Path] = set()
     boxes = read_video_boxes(args.boxes) if args.boxes else None
@@ -51,13 +54,15 @@ def process_videos(
                 problems = process_video(file, args.output / name, predictor, options)
             except UserError as error:
                 problems = [str(error)]
+            except KeyboardInterrupt:
+                problems = ["stopped; nothing was written"]
             else:
                 print(f"{file.name}: overlay.mp4, hands.npz and summary.json are in {args.output / name}")
             if problems:
                 bad.add(file)
                 print(*(one_line(f"{file.name}: {problem}") for problem in problems), sep="\n", file=sys.stderr)
             if stop.asked:
-                raise KeyboardInterrupt  # the files are whole
+                raise SystemExit(128 + stop.number)
     return bad
 
 

@@ -1,8 +1,13 @@
 """Videos from file to files: people, ids, the table, smoothing, the overlay; with a small untrained network."""
 
 import json
+import os
 import resource
+import shutil
+import signal
+import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -20,8 +25,9 @@ from demo.predictor import HandPredictor
 from demo.results import ResultWriter
 from demo.run import run
 from demo.video import VideoReader, VideoWriter
-from demo.video_hands import VideoOptions, process_video
+from demo.video_hands import VideoOptions, draw_frame, process_video
 
+DEMO = Path(demo.__file__)
 SIZE = (120, 160)
 LEFT_BOX, RIGHT_BOX = [5.0, 5, 80, 115], [82.0, 5, 155, 115]
 
@@ -218,6 +224,90 @@ def test_one_frame(size: tuple[int, int], predictor: HandPredictor, tmp_path: Pa
     assert process_video(tmp_path / "a.mp4", tmp_path / "out", predictor, options) == []
     assert len(list(VideoReader(tmp_path / "out" / "overlay.mp4"))) == 1
     assert load(tmp_path / "out")[0]["frame"].tolist() == [0, 0]
+
+
+def odd_video(name: str, path: Path) -> None:
+    """Six frames in a file whose header or time stamps are odd."""
+    codec = {"gif": "gif", "no rate": "mpeg4"}.get(name, "libx264")
+    kind = {"gif": "gif", "no rate": "avi", "equal stamps": "matroska"}.get(name, "mp4")
+    stamps = {"equal stamps": [0, 0, 0, 1, 1, 1], "10 h apart": [0, 20, 40, 60, 80, 600 * 36000]}.get(name)
+    with av.open(str(path), "w", format=kind) as container:
+        stream = container.add_stream(codec, rate=30)
+        stream.height, stream.width = SIZE
+        stream.pix_fmt = "rgb8" if name == "gif" else "yuv420p"
+        if stamps:
+            stream.codec_context.time_base = Fraction(1, 600)
+        for index, image in enumerate(scene(0, 6)):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            if stamps:
+                frame.pts, frame.time_base = stamps[index], Fraction(1, 600)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    content = bytearray(path.read_bytes())
+    if name == "no rate":  # microseconds of a frame; scale and rate
+        frame_time, header = content.find(b"avih") + 8, content.find(b"strh") + 28
+        content[frame_time : frame_time + 4], content[header : header + 8] = bytes(4), bytes(8)
+    if name == "10 h declared":
+        for box in (b"mvhd", b"mdhd"):
+            place = content.find(box) + 16
+            content[place + 4 : place + 8] = (36000 * int.from_bytes(content[place : place + 4], "big")).to_bytes(
+                4, "big"
+            )
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["gif", "no rate", "equal stamps", "10 h apart", "10 h declared"])
+def test_odd_files_are_done(name: str, predictor: HandPredictor, tmp_path: Path) -> None:
+    odd_video(name, tmp_path / "a.mp4")
+    assert process_video(tmp_path / "a.mp4", tmp_path / "out", predictor, VideoOptions()) == []
+    table, summary = load(tmp_path / "out")
+    assert summary["frames"] == 6 and len(list(VideoReader(tmp_path / "out" / "overlay.mp4"))) == 6
+    assert len(table["frame"]) == 12 and np.isfinite(table["joints_cam"]).all()
+
+
+def test_another_video_of_the_same_name_is_not_overwritten(
+    clip: Path, predictor: HandPredictor, tmp_path: Path
+) -> None:
+    """The same video again is."""
+    options, other = VideoOptions(draw=()), tmp_path / "two.mp4"
+    shutil.copy(clip, other)
+    for _ in range(2):
+        process_video(clip, tmp_path / "two", predictor, options)
+    written = (tmp_path / "two" / "hands.npz").read_bytes()
+    with pytest.raises(UserError, match="results of another video of this name, .*two.mp4; choose another --output"):
+        process_video(other, tmp_path / "two", predictor, options)
+    assert (tmp_path / "two" / "hands.npz").read_bytes() == written
+
+
+def test_people_are_drawn_with_their_ids(result: Path, predictor: HandPredictor) -> None:
+    table, _ = load(result)
+    rows = np.flatnonzero(table["frame"] == 5)
+    blank = np.zeros((480, 640, 3), np.uint8)
+    table["person_box_image"] = np.where(table["person"][:, None] == 1, [40, 60, 300, 400.0], [340, 60, 600, 400.0])
+    table["box_image"] = np.full_like(table["box_image"], np.nan)  # nothing of the hands
+    image = draw_frame(blank, table, rows, predictor, ("boxes",), True)
+    first, second = image[:, 20:320], image[:, 320:620]
+    for side in (first, second):
+        assert side[250, 19:23].any() and not side[100:380, 40:260].any()
+    labels = np.abs(first[:58].astype(int) - second[:58])
+    assert 0 < labels.any(2).sum() < 200, "the same but for the number"
+
+
+def test_a_signal_closes_the_video(checkpoint: Path, mano_folder: Path, tmp_path: Path) -> None:
+    """While the network runs: what it has seen is whole files, and the exit code is the signal's."""
+    video = write_video(tmp_path / "long.mp4", scene(0, 50) * 8)
+    command = [sys.executable, DEMO, "--gpu", "cpu", "--input", video, "--output", tmp_path, "--people", "one",
+               "--checkpoint", checkpoint, "--mano", mano_folder, "--batch_size", 2]  # fmt: skip
+    process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    said = b""
+    while b"hands: " not in said or b"0/400" in said[-60:]:
+        said += (read := os.read(process.stderr.fileno(), 1000))
+        assert read, said.decode()[-500:]
+    process.send_signal(signal.SIGTERM)
+    rest = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 143 and "Traceback" not in rest and "long.mp4: stopped after" in rest
+    frames = len(list(VideoReader(tmp_path / "long" / "overlay.mp4")))
+    assert 0 < frames < 400 and set(load(tmp_path / "long")[0]["frame"]) == set(range(frames))
 
 
 def test_nobody_gives_the_video_and_an_empty_table(
