@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from tqdm import tqdm
 
 from common.drawing.charts import training_curve
 from common.errors import UserError, error_context
+from common.run_record import Board, TensorBoard, open_service
 from common.utils.files import atomic_write, make_folder, write_image
 
-TENSORBOARD_EVERY = 10  # steps
+BOARD_EVERY = 10  # steps
 TURNED = 120.0  # degrees; no joint of a hand bends that far
 
 
@@ -25,18 +27,29 @@ class TrainLog:
         losses.jsonl    one line per step: epoch, step, lr, total, every term, ...
         validation.jsonl    one line per validation: epoch, step, loss, mpvpe (mm)
         curve.png       both, at the end
-        tensorboard/    the same, every `TENSORBOARD_EVERY` steps
+        tensorboard/    the same, every `BOARD_EVERY` steps, and the record
+        wandb/, mlflow.db   the same, with `service`
 
     Args:
         folder: made if missing.
         start: (epoch, step) of the first step to be written.
         steps_per_epoch: to number all steps.
+        record: of the run, see `common.run_record.run_record`.
+        service: of `LOG_SERVICES`.
 
     Raises:
-        UserError: a file cannot be written, here and in all methods; or losses.jsonl is not of a training.
+        UserError: a file cannot be written, here and in all methods; losses.jsonl is not of a training; or the
+            service is not installed.
     """
 
-    def __init__(self, folder: Path, start: tuple[int, int], steps_per_epoch: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        start: tuple[int, int],
+        steps_per_epoch: int,
+        record: Mapping[str, Any] | None = None,
+        service: str | None = None,
+    ) -> None:
         make_folder(folder)
         self.steps_per_epoch = steps_per_epoch
         self._folder = folder
@@ -49,7 +62,10 @@ class TrainLog:
         with error_context(f"cannot write into {folder}", advice="choose another --output"):
             self._text = open(text, "a", encoding="utf-8")
             self._losses = open(losses, "a", encoding="utf-8")
-            self._board = _tensorboard(folder / "tensorboard", self._number(start))
+            self._board = _tensorboard(folder / "tensorboard", record or {}, self._number(start))
+            self._boards: list[Board] = open_service(service, folder, record or {})
+            if self._board:
+                self._boards.append(self._board)
         self._bar: tqdm | None = None
         self._begun = self._waited = 0.0
 
@@ -85,11 +101,8 @@ class TrainLog:
         with _writing(self._losses.name):
             self._losses.write(json.dumps({"epoch": epoch, "step": step, **values}) + "\n")
             self._losses.flush()
-        if self._board and self._number(at) % TENSORBOARD_EVERY == 0:
-            with _writing("the TensorBoard log"):
-                for name, value in values.items():
-                    if value is not None:
-                        self._board.add_scalar(f"train/{name}", value, self._number(at))
+        if self._number(at) % BOARD_EVERY == 0:
+            self._scalars("train", values, at)
         if self._bar is None:
             return
         self._waited += waited
@@ -105,17 +118,14 @@ class TrainLog:
         """Show (H, W, 3) uint8 in TensorBoard."""
         if self._board:
             with _writing("the TensorBoard log"):
-                self._board.add_image("train/predictions", image_rgb, self._number(at), dataformats="HWC")
+                self._board.image("train/predictions", image_rgb, self._number(at))
 
     def validation(self, at: tuple[int, int], values: dict[str, float]) -> None:
         """Write the errors on held-out samples after a step; `loss` and `mpvpe` (mm) among them."""
         epoch, step = at
         with _writing(self._validation.name), open(self._validation, "a", encoding="utf-8") as file:
             file.write(json.dumps({"epoch": epoch, "step": step, **values}) + "\n")
-        if self._board:
-            with _writing("the TensorBoard log"):
-                for name, value in values.items():
-                    self._board.add_scalar(f"validation/{name}", value, self._number(at))
+        self._scalars("validation", values, at)
         self.say(f"epoch {epoch}, step {step}: held-out loss {values['loss']:.3f}, MPVPE {values['mpvpe']:.1f} mm")
 
     def draw_curve(self) -> None:
@@ -130,10 +140,7 @@ class TrainLog:
 
     def joint_angles(self, at: tuple[int, int], degrees: dict[str, float]) -> None:
         """Show each joint's mean predicted angle over an epoch, and name those beyond `TURNED`."""
-        if self._board:
-            with _writing("the TensorBoard log"):
-                for name, angle in degrees.items():
-                    self._board.add_scalar(f"joint_angle/{name}", angle, self._number(at))
+        self._scalars("joint_angle", degrees, at)
         turned = {name: angle for name, angle in degrees.items() if angle > TURNED}
         if turned:
             names = ", ".join(f"{name} ({angle:.0f})" for name, angle in turned.items())
@@ -149,8 +156,14 @@ class TrainLog:
         with _writing(self._losses.name):
             self._text.close()
             self._losses.close()
-            if self._board:
-                self._board.close()
+            for board in self._boards:
+                board.close()
+
+    def _scalars(self, group: str, values: Mapping[str, float | None], at: tuple[int, int]) -> None:
+        known = {f"{group}/{name}": value for name, value in values.items() if value is not None}
+        for board in self._boards:
+            with _writing(f"the {type(board).__name__} log"):
+                board.scalars(known, self._number(at))
 
     def _number(self, at: tuple[int, int]) -> int:
         """A step's number over all epochs."""
@@ -186,11 +199,10 @@ def _position(line: str) -> tuple[int, int] | None:
     return (epoch, step) if type(epoch) is int and type(step) is int else None
 
 
-def _tensorboard(folder: Path, first_step: int) -> Any:
-    """A writer, or None where TensorBoard is not installed."""
+def _tensorboard(folder: Path, record: Mapping[str, Any], first_step: int) -> TensorBoard | None:
+    """TensorBoard, or None where it is not installed."""
     try:
-        from torch.utils.tensorboard import SummaryWriter  # an optional package
+        return TensorBoard(folder, record, first_step)
     except ImportError:
         print("TensorBoard is not installed (pip install tensorboard): losses go to losses.jsonl only", file=sys.stderr)
         return None
-    return SummaryWriter(str(folder), purge_step=first_step)

@@ -44,6 +44,8 @@ DATA_HELP = "folder of the datasets (default: data)"
 HAND_MODES = ("both", "right", "left", "auto")
 MESH_FORMATS = ("obj", "ply", "glb")
 RENDERERS = ("auto", "numpy", "pytorch3d")
+LOG_SERVICES = ("wandb", "mlflow")
+LOG_TO_HELP = "also show the results in this service, which must be installed; offline by default"
 
 # What OpenCV reads; used where a folder is searched for images.
 IMAGE_SUFFIXES = frozenset(

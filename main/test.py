@@ -17,6 +17,7 @@ Prints the results in the published wording. Written under output/result, or bel
     {testset}_{epoch}_worst.jpg    the N worst samples
     {testset}_{epoch}_errors.png   histograms of the errors
 
+tensorboard/ has the configuration of each test, and the results as curves over the epochs.
 Every sample is evaluated once, on any number of GPUs. The same checkpoint gives the same results each time.
 """
 
@@ -25,6 +26,7 @@ import csv
 import io
 import math
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,10 +45,21 @@ from common.distributed import ProcessInfo, from_all, launch, main_first
 from common.drawing.charts import histograms
 from common.drawing.samples import TITLES, draw_eval_sample
 from common.drawing.sheets import contact_sheet
-from common.errors import UserError, run_main
+from common.errors import UserError, error_context, run_main
 from common.metrics import PROTOCOLS, Estimate, Evaluator, to_estimate
-from common.options import DATA_FOLDER, DATA_HELP, GPU_HELP, MANO_FOLDER, MANO_HELP, OUTPUT_FOLDER, Parser
+from common.options import (
+    DATA_FOLDER,
+    DATA_HELP,
+    GPU_HELP,
+    LOG_SERVICES,
+    LOG_TO_HELP,
+    MANO_FOLDER,
+    MANO_HELP,
+    OUTPUT_FOLDER,
+    Parser,
+)
 from common.precision import autocast
+from common.run_record import Board, TensorBoard, import_service, open_service, run_record
 from common.targets import build_images, complete_truth
 from common.types import HAND_TYPES, SIDES, EvalSample, Prediction
 from common.utils.files import atomic_write, make_folder, write_image, write_json
@@ -63,7 +76,7 @@ from data.dataset import (
     unwrap_worker_errors,
 )
 from main.build import load_model, open_dataset, prepare_inference
-from main.config import Config
+from main.config import Config, config_to_dict
 from main.model import InterWild
 from main.options import add_config_options, read_config
 
@@ -79,6 +92,7 @@ LARGEST = 1e9  # m or px; squares and sums of larger predictions overflow float3
 
 def main() -> int:
     args = parse_args()
+    import_service(args.log_to)
     return launch(partial(run, args), parse_devices(args.gpu))
 
 
@@ -99,6 +113,7 @@ def parse_args() -> argparse.Namespace:
     results.add_argument(
         "--visualize", type=int, default=0, metavar="N", help="draw N samples and the worst (default: 0)"
     )
+    results.add_argument("--log_to", choices=LOG_SERVICES, help=LOG_TO_HELP)
     add_config_options(parser, shown=USED, presets=False)
     args = parser.parse_args()
     if args.test_epoch is None and args.checkpoint is None:
@@ -145,6 +160,8 @@ def run(args: argparse.Namespace, process: ProcessInfo) -> None:
     about = {"checkpoint": str(path), "epoch": epoch, "hand_model": model.mano_layer.name, "network_note": note,
              "skipped": skipped}  # fmt: skip
     write_results(stem, whole, dataset, about)
+    record = run_record(config_to_dict(config), {config.testset: len(whole)}, process.device, **about)
+    show_results(folder, whole, config.testset, epoch, record, args.log_to)
     print(whole.summary())
     if skipped:
         print(f"left out: {skipped} of {len(dataset)} samples, which cannot be read")
@@ -257,6 +274,19 @@ def write_results(stem: Path, evaluator: Evaluator, dataset: HandDataset, about:
     if found := evaluator.detections():
         people = np.array([dataset.source.id(index) for index in found.image_ids.tolist()])
         write_json(stem.with_name(f"{stem.name}_coco.json"), coco_results(found._replace(image_ids=people)))
+
+
+def show_results(
+    folder: Path, evaluator: Evaluator, testset: str, epoch: int, record: dict[str, Any], service: str | None
+) -> None:
+    """The record and the results in TensorBoard, if it is installed, and in the service of --log_to."""
+    with error_context(f"cannot write into {folder}"):
+        boards: list[Board] = open_service(service, folder, record)
+        with suppress(ImportError):
+            boards.append(TensorBoard(folder / "tensorboard", record))
+        for board in boards:
+            board.scalars({f"{testset}/{name}": value for name, value in evaluator.compute().items()}, epoch)
+            board.close()
 
 
 def draw(

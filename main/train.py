@@ -13,6 +13,7 @@ Written into --output (which all machines must share):
 
     model_dump/snapshot_{epoch}.pth      after each epoch; for test.py, demo.py and --continue
     model_dump/step_{epoch}_{step}.pth   every --save_every steps, the last two; for --continue
+    run.json                             configuration, versions, git state, data; an entry for each start
     log/train.txt, log/losses.jsonl, log/tensorboard
     vis/{epoch}_{step}.jpg               every --visualize_every steps: annotation, prediction and meshes of samples
     log/validation.jsonl, log/curve.png  with --validate_every N: errors on a part of the data that is not trained on
@@ -27,13 +28,14 @@ the values of config.py from the checkpoint; options given with it override them
 """
 
 import argparse
+import json
 import math
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from itertools import islice
@@ -72,16 +74,28 @@ from common.logger import TrainLog
 from common.metrics import MM, vertex_error
 from common.nets.mano import TwoHandMano
 from common.nets.mano_files import read_hand_models
-from common.options import DATA_FOLDER, DATA_HELP, GPU_HELP, MANO_FOLDER, MANO_HELP, OUTPUT_FOLDER, Parser, count
+from common.options import (
+    DATA_FOLDER,
+    DATA_HELP,
+    GPU_HELP,
+    LOG_SERVICES,
+    LOG_TO_HELP,
+    MANO_FOLDER,
+    MANO_HELP,
+    OUTPUT_FOLDER,
+    Parser,
+    count,
+)
 from common.precision import AutocastModule
+from common.run_record import import_service, run_record
 from common.targets import build_images, build_targets
 from common.types import Prediction, Sample, Targets, take
-from common.utils.files import make_folder, write_image
+from common.utils.files import make_folder, write_image, write_json
 from common.utils.images import quiet_opencv
 from common.utils.joints import MANO_JOINTS
 from data.dataset import MixedSampler, check_machine, init_worker, loader_workers, to_device, unwrap_worker_errors
 from main.build import build_model, init_backbones, open_training, training_record
-from main.config import Config
+from main.config import Config, config_to_dict
 from main.model import InterWild
 from main.options import add_config_options, read_config
 from main.resume import (
@@ -107,6 +121,7 @@ def main() -> int:
     args = parse_args()
     devices = parse_devices(args.gpu)
     check_processes(args, devices)
+    import_service(args.log_to)
     if devices[0].type == "cpu":
         devices *= args.processes
     if args.parallel == "dp":
@@ -130,7 +145,9 @@ def train(args: argparse.Namespace, process: ProcessInfo) -> int:
         criterion = InterWildLoss(config.frames)
         log = None
         if process.is_main:
-            log = stack.enter_context(closing(TrainLog(args.output / "log", progress, sampler.steps_per_epoch)))
+            about = write_record(args, process, config, loader, record, resume)
+            new_log = TrainLog(args.output / "log", progress, sampler.steps_per_epoch, about, args.log_to)
+            log = stack.enter_context(closing(new_log))
             parameters = sum(weight.numel() for weight in state.model.parameters())
             log.say(
                 f"{sampler.total} samples per epoch, {sampler.steps_per_epoch} steps of {sampler.global_batch}; "
@@ -225,6 +242,32 @@ def run_options(args: argparse.Namespace, process: ProcessInfo) -> dict[str, Any
         "processes": process.world,
         **{name: getattr(args, name) for name in ("parallel", "compile", "channels_last", "skip_bad")},
     }
+
+
+def write_record(
+    args: argparse.Namespace,
+    process: ProcessInfo,
+    config: Config,
+    loader: DataLoader,
+    data: dict[str, Any],
+    resume: ResumePoint | None,
+) -> dict[str, Any]:
+    """Add this start to run.json, which a new training begins. Returns the entry."""
+    dataset: Any = loader.dataset
+    entry = run_record(
+        config_to_dict(config),
+        {part.source.name: size for part, size in zip(dataset.parts, dataset.sizes, strict=True)},
+        process.device,
+        resumed_from=str(resume.path) if resume else None,
+        options=run_options(args, process),
+        data=data,
+    )
+    path = args.output / "run.json"
+    earlier: list[dict[str, Any]] = []
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        earlier = json.loads(path.read_bytes())["starts"] if resume else []
+    write_json(path, {"starts": [*earlier, entry]})
+    return entry
 
 
 def tell(text: str) -> None:
@@ -557,6 +600,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="draw samples every N steps, never if 0 (default: %(default)s)")  # fmt: skip
     results.add_argument("--validate_every", type=int, default=0, metavar="N",
         help="evaluate on a held-out part of the data every N steps, never if 0 (default: %(default)s)")  # fmt: skip
+    results.add_argument("--log_to", choices=LOG_SERVICES, help=LOG_TO_HELP)
     add_config_options(parser)
     args = parser.parse_args(argv)
     args.dp_devices = None

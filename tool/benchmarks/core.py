@@ -14,7 +14,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import psutil
 import torch
@@ -23,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from common.distributed import usable_cores
 from common.nets.mano import TwoHandMano
 from common.precision import autocast as amp_autocast
+from common.run_record import versions
 from main.config import Config
 
 DTYPES = ("float32", "bf16", "compiled")
@@ -241,20 +241,12 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "wait_policy": os.environ.get("OMP_WAIT_POLICY", "the library's"),
         "load_at_start": round(psutil.getloadavg()[0], 2),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "opencv": cv2.__version__,
-        "numpy": np.__version__,
-        "device": str(device),
+        **versions(device),
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         content |= {
-            "gpu": properties.name,
             "gpu_memory_GB": round(properties.total_memory / 2**30, 1),
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
             "tf32_convolutions": torch.backends.cudnn.allow_tf32,
             "tf32_matrix_products": torch.backends.cuda.matmul.allow_tf32,
         }
