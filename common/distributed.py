@@ -341,11 +341,15 @@ def barrier(process: ProcessInfo) -> None:
 
 @contextmanager
 def main_first(process: ProcessInfo) -> Iterator[None]:
-    """Run the block in the first process of each machine, then in the others, so that caches are built once."""
-    if process.local_rank:
+    """Run the block in the main process, then in the first of each other machine, then in all others.
+
+    So caches are built once, on a disk that the machines share and on their own ones.
+    """
+    turn = 0 if process.is_main else 2 if process.local_rank else 1
+    for _ in range(turn):
         barrier(process)
     yield
-    if not process.local_rank:
+    for _ in range(2 - turn):
         barrier(process)
 
 

@@ -318,7 +318,10 @@ def fetch_text(url: str) -> str:
 
     def once() -> str:
         with _open(url) as response:
-            return response.read(LIST_BYTES).decode("utf-8", "replace")
+            text, size = response.read(LIST_BYTES), _number(response.headers.get("Content-Length"))
+            if size is not None and size != len(text):
+                raise ConnectionError(f"the server sent {len(text)} of {size} bytes")
+            return text.decode("utf-8", "replace")
 
     return _persist(url, once)
 

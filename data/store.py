@@ -32,12 +32,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from common.errors import UserError, error_context
-from common.utils.files import atomic_path, check_is_file
-
-try:
-    import fcntl
-except ImportError:  # Windows, where a mapped file cannot be deleted anyway
-    fcntl = None  # type: ignore[assignment]  # an optional module
+from common.utils.files import atomic_path, check_is_file, mark_in_use, remove_unused
 
 LAYOUT = 2  # of the file; stores of another layout are rebuilt
 HEADER, LOCK, ENDING = "HEADER", "lock", ".npz"
@@ -109,10 +104,7 @@ class Store(Columns):
         arrays: dict[str, np.ndarray] = {}
         try:
             with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-                if fcntl:
-                    with suppress(OSError):  # a disk without locks
-                        # Says that the file is in use for as long as it is mapped: `mmap` duplicates the descriptor.
-                        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                mark_in_use(file)  # for as long as it is mapped: `mmap` duplicates the descriptor
                 data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
                 for entry in archive.infolist():
                     archive.open(entry).close()  # whether its name and its place are right
@@ -184,7 +176,7 @@ def open_store(
                 return store
     home = _writable(homes, name)
     before = _newest(home)
-    with _locked(home, name) as alone:
+    with _locked(home, name):
         try:
             # Another process may have built it while this one waited.
             if rebuild and _newest(home) == before:
@@ -192,8 +184,6 @@ def open_store(
             return _read(home, name, version, inputs)
         except Unusable as reason:
             print(f"{name}: {reason}; building it once, in {home}", flush=True)
-        for leftover in home.glob(".*.tmp") if alone else ():  # of builders that were killed
-            leftover.unlink(missing_ok=True)
         states = _states(inputs, home)
         columns = build()
         if changed := set(_states(inputs, home)) - set(states):
@@ -252,14 +242,9 @@ def _newest(home: Path) -> Path | None:
 def _remove_old(home: Path) -> None:
     """Remove the generations that are not current, not young and not mapped by a process."""
     for path in sorted(home.glob(f"[0-9]*{ENDING}"))[:-1]:
-        with suppress(OSError):  # it is in use, or has gone, or the disk is read-only
+        with suppress(OSError):  # it has gone
             if time.time() - path.stat().st_mtime > YOUNG_S:
-                if not fcntl:
-                    path.unlink()  # Windows refuses while the file is open or mapped
-                    continue
-                with open(path, "r+b") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink()
+                remove_unused(path)
 
 
 def _states(inputs: Sequence[Path], home: Path) -> list[tuple[str, str]]:
@@ -322,11 +307,10 @@ def _writable(homes: Sequence[Path], name: str) -> Path:
 
 
 @contextmanager
-def _locked(home: Path, name: str) -> Iterator[bool]:
+def _locked(home: Path, name: str) -> Iterator[None]:
     """Exclude other builders. The lock is the system's, so it ends with its process however that ends.
 
-    Yields:
-        False where the disk has no locks: two builders then do the same work, each in a file of its own.
+    Where the disk has no locks, two builders do the same work, each in a file of its own.
     """
     lock = FileLock(home / LOCK)
     with suppress(OSError, NotImplementedError):
@@ -336,6 +320,6 @@ def _locked(home: Path, name: str) -> Iterator[bool]:
             print(f"{name}: another process is building the annotation cache; waiting for it", flush=True)
             lock.acquire()
     try:
-        yield lock.is_locked
+        yield
     finally:
         lock.release()

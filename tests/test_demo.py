@@ -406,6 +406,15 @@ def test_a_photo_of_too_many_pixels_is_refused_by_its_header(tmp_path, monkeypat
         load_image(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize("header", [b"P7\nWIDTH 9 HEIGHT 9", b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 9 +X 9\n"])
+def test_an_image_whose_header_tells_no_size_is_not_decoded(tmp_path, monkeypatch, header):
+    """It could take all memory: OpenCV reads more formats than Pillow."""
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    (tmp_path / "a.png").write_bytes(header + bytes(99))
+    with pytest.raises(UserError, match="not an image"):
+        load_image(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [

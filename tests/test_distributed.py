@@ -19,7 +19,7 @@ from filelock import FileLock
 from processes import TWO, fail_everywhere, fail_in_nccl, fail_in_second, kill_second, miss_file_in_second
 
 from common import distributed
-from common.distributed import FolderLock, ProcessInfo, StopSignal, barrier, launch
+from common.distributed import FolderLock, ProcessInfo, StopSignal, barrier, launch, main_first
 from common.errors import UserError
 from main.train import wrap_model
 
@@ -168,6 +168,19 @@ def test_a_file_system_without_locks_gives_a_warning(
     warning = capsys.readouterr().err
     assert "cannot be locked (No locks available); start no second training in it" in warning
     assert warning.count("\n") == 1
+
+
+def test_caches_are_built_by_the_main_process_then_by_one_of_each_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two machines with two processes each, whose disk may be shared: nobody builds beside the main process."""
+    meetings: list[None] = []
+    monkeypatch.setattr(distributed, "barrier", lambda _: meetings.append(None))
+    before = []
+    for rank, local in enumerate([0, 1, 0, 1]):
+        meetings.clear()
+        with main_first(ProcessInfo(rank, 4, local, torch.device("cpu"))):
+            before.append(len(meetings))
+        assert len(meetings) == 2, "all meet equally often"
+    assert before == [0, 2, 1, 2]
 
 
 def is_alive(pid: int) -> bool:

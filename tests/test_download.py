@@ -1,11 +1,9 @@
 """Downloads from a server on this machine: whole, interrupted, damaged, hostile."""
 
-import contextlib
 import gzip
 import hashlib
 import io
 import random
-import socket
 import subprocess
 import sys
 import tarfile
@@ -24,6 +22,7 @@ from tqdm import tqdm
 from common.errors import UserError
 from common.options import ROOT
 from data import download, layouts
+from tests.faults.fault_campaign import answering
 
 pytestmark = pytest.mark.skipif(
     not hasattr(tarfile, "data_filter"), reason="older Pythons cannot unpack tar safely, which the download says"
@@ -458,18 +457,7 @@ def test_hostile_answers_are_one_line(tmp_path, progress, answer, method, monkey
     """Refused with one line, or taken for what it may be; never a traceback."""
     monkeypatch.setattr(download, "TIMEOUT_S", 2)
     (tmp_path / "a.part").write_bytes(b"begun")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, _ = listener.accept()
-                    with connection, contextlib.suppress(OSError):
-                        connection.recv(65536)
-                        connection.sendall(answer)
-
-        threading.Thread(target=serve, daemon=True).start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/a"
+    with answering(answer) as url:
         calls = {
             "HEAD": lambda: download.remote_size(url),
             "GET": lambda: download.fetch(url, tmp_path / "a", MD5, progress),
@@ -479,10 +467,20 @@ def test_hostile_answers_are_one_line(tmp_path, progress, answer, method, monkey
             calls[method]()
         except UserError as error:
             assert len(str(error)) < 600, error
-        finally:
-            with contextlib.suppress(OSError):
-                listener.shutdown(socket.SHUT_RDWR)
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("told", [40, 34])
+def test_a_list_that_is_cut_short_is_not_taken_for_a_shorter_one(told, monkeypatch):
+    """It would leave out the last parts of an archive."""
+    monkeypatch.setattr(download, "WAIT_S", 0)
+    line = b"a " + MD5.encode()
+    with answering(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (told, line)) as url:
+        if told == len(line):
+            assert download.read_checksums(download.fetch_text(url)) == {"a": MD5}
+        else:
+            with pytest.raises(UserError, match="34 of 40 bytes"):
+                download.fetch_text(url)
 
 
 def test_a_long_line_of_blanks_takes_no_time():

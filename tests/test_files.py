@@ -4,13 +4,18 @@ import json
 import os
 import resource
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.utils.files import atomic_write, write_image, write_json
+from common.utils.files import atomic_path, atomic_write, write_image, write_json
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_writes_and_replaces(tmp_path):
@@ -42,6 +47,28 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_what_killed_runs_left_goes_with_the_next_run(tmp_path):
+    """But not what another run is writing just now."""
+    code = """
+import os, signal, sys
+from common.utils.files import atomic_path, atomic_write
+with atomic_path(sys.argv[1] + "/a") as temporary:
+    temporary.write_text("half")
+    if sys.argv[2] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+    run = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.run([*run, "killed"], cwd=ROOT).returncode == -9
+    [left] = os.listdir(tmp_path)
+    assert left.endswith(".tmp")
+    with atomic_path(tmp_path / "b") as temporary:
+        temporary.write_text("half")
+        assert os.listdir(tmp_path) == [temporary.name], "this run has removed it"
+        subprocess.run([*run, "whole"], cwd=ROOT, check=True)
+        assert temporary.exists(), "the other leaves what is in use"
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
 @pytest.mark.parametrize("failure", [PermissionError(13, "Permission denied"), KeyboardInterrupt()])

@@ -6,14 +6,20 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import numpy as np
 
 from common.errors import UserError, error_context
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that is open or mapped cannot be deleted anyway
+    fcntl = None  # type: ignore[assignment]  # an optional module
 
 # What to do about a failure, where the reason does not say so.
 ADVICE = {
@@ -78,12 +84,31 @@ def foreign_kind(data: bytes) -> str | None:
     return next((what for start, what in FOREIGN_KINDS if head.startswith(start)), None)
 
 
+def mark_in_use(file: IO) -> None:
+    """Keep `remove_unused` from deleting an open file, readable, until it is closed and no longer mapped."""
+    if fcntl:
+        with suppress(OSError):  # a disk without locks
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def remove_unused(path: Path) -> None:
+    """Delete a file unless it is in use, see `mark_in_use`, or this process may not."""
+    with suppress(OSError):
+        if not fcntl:
+            path.unlink()
+            return
+        with open(path, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it when the block succeeds.
 
     A reader, or the next run after a crash, sees the old content or the new, never a part. If the block fails or is
-    interrupted, the temporary file is removed and the old one stays as it was.
+    interrupted, the temporary file is removed and the old one stays as it was. That of a killed run is removed by the
+    next run that writes into the folder.
 
     Raises:
         UserError: the file cannot be written.
@@ -93,10 +118,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise UserError(f"cannot write {path}: it is a device or a pipe, which a file would replace; name a file")
+        _remove_leftovers(path.parent.absolute())
         # Not `tempfile`: only the owner could read the file.
-        temporary.touch(exist_ok=False)
-        yield temporary
-        with open(temporary, "r+b") as file:  # Windows flushes only what may be written
+        with open(temporary, "x+b") as file:
+            mark_in_use(file)
+            yield temporary
             os.fsync(file.fileno())  # the content is on the disk before the file has its name
         os.replace(temporary, path)
     except OSError as error:
@@ -105,6 +131,13 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@cache
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of killed runs; once per process."""
+    for leftover in folder.glob(f".{'[0-9a-f]' * 16}.tmp"):
+        remove_unused(leftover)
 
 
 def atomic_write(path: str | os.PathLike, data: bytes) -> None:

@@ -47,9 +47,12 @@ def load_image(path: Path) -> np.ndarray:
     size = _header_size(BytesIO(data))
     if size and size[0] * size[1] > MAX_PIXELS:
         raise UserError(f"cannot read {path}: it has too many pixels; make it smaller")
+    image_bgr = None
     try:
-        # Not imread, which returns the top of a truncated JPEG as if it were complete.
-        image_bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        # What has no known size is not decoded, as it may take all memory. Pillow knows AVIF from 11.3 on.
+        if size or data[4:12] == b"ftypavif":
+            # Not imread, which returns the top of a truncated JPEG as if it were complete.
+            image_bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         reason = "it has too many pixels; make it smaller" if "CV_IO_MAX" in error.err else error.err
         raise UserError(f"cannot read {path}: {reason or 'OpenCV refuses it'}") from None

@@ -116,12 +116,15 @@ def strike(
     moment: str,
     child: bool = False,
     in_timeout: bool = False,
-) -> int | None:
-    """Start a training and send it a signal at a random moment; its exit code, None if it ended before.
+) -> int:
+    """Start a training and send it a signal at a random moment; its exit code.
 
     Args:
         child: the signal goes to one of the processes that share the training.
         in_timeout: the signal goes to `timeout`, which passes it on.
+
+    Raises:
+        UserError: it ended before.
     """
     process = start(args, output, in_timeout=in_timeout)
     if moment != "starting":
@@ -130,7 +133,8 @@ def strike(
     while time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.005)
     if process.poll() is not None:
-        return None
+        check(process.returncode, 0, "a training that received no signal")
+        raise UserError("the training was complete before its last interruption; give it more --epochs")
     # Only to it, or to one of its children: the rest of the group must end by itself.
     os.kill(rng.choice(children(process.pid)) if child else process.pid, number)
     code = finish(process)
@@ -178,22 +182,18 @@ def kill_often(args: argparse.Namespace, output: Path) -> None:
     left_behind = 0
     for _ in range(args.kills):
         moment = rng.choice(["starting", "step", "saving", "saving"])
-        if strike(args, output, signal.SIGKILL, rng, moment) is None:
-            break
+        strike(args, output, signal.SIGKILL, rng, moment)
         struck[moment] += 1
         left_behind += any((output / "model_dump").glob(".*.tmp"))
     print(f"kill: killed {sum(struck.values())} times {struck}, {left_behind} of them within a save", flush=True)
 
 
 def stop_often(args: argparse.Namespace, output: Path, in_timeout: bool = False) -> None:
-    rng, stopped = random.Random(args.seed), 0
-    for _ in range(max(1, args.kills // 4)):
+    rng, times = random.Random(args.seed), max(1, args.kills // 4)
+    for _ in range(times):
         code = strike(args, output, signal.SIGTERM, rng, "step", in_timeout=in_timeout)
-        if code is None:
-            break
         check(code, 0, "a training stopped by SIGTERM")
-        stopped += 1
-    print(f"{output.name}: stopped {stopped} times", flush=True)
+    print(f"{output.name}: stopped {times} times", flush=True)
 
 
 def stop_group(args: argparse.Namespace, output: Path) -> None:
@@ -201,15 +201,12 @@ def stop_group(args: argparse.Namespace, output: Path) -> None:
 
 
 def kill_children(args: argparse.Namespace, output: Path) -> None:
-    rng, killed = random.Random(args.seed), 0
-    for _ in range(max(1, args.kills // 2)):
+    rng, times = random.Random(args.seed), max(1, args.kills // 2)
+    for _ in range(times):
         code = strike(args, output, signal.SIGKILL, rng, rng.choice(["step", "saving"]), child=True)
-        if code is None:
-            break
         check(code, 2, "a training of which one process was killed")
-        killed += 1
     message = (output / "messages.txt").read_text().strip().splitlines()[-1]
-    print(f"child: one of two processes killed {killed} times; exit code 2, and it says:\n    {message}", flush=True)
+    print(f"child: one of two processes killed {times} times; exit code 2, and it says:\n    {message}", flush=True)
 
 
 def fill_disk(args: argparse.Namespace, output: Path) -> None:
@@ -270,9 +267,9 @@ def equal(a: Any, b: Any) -> bool:
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__, {"--out": "--output"})
-    parser.add_argument("--output", type=Path, required=True, help="a new folder; needs about 6 GB")
+    parser.add_argument("--output", type=Path, required=True, help="a new folder; needs about 10 GB")
     parser.add_argument("--kills", type=int, default=20, help="(default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=6, help="of 6 steps (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=20, help="of 6 steps (default: %(default)s)")
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="of each training (default: 1)")
     parser.add_argument("--workers", type=int, default=0, help="loader workers of each process (default: 0)")
     parser.add_argument("--ways", help="comma-separated (default: all)")
