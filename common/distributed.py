@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from torch import distributed as dist
 
-from common.errors import END_SIGNALS, FAILED, STOPPED, UserError, error_context, explain_failure
+from common.errors import END_SIGNALS, FAILED, STOPPED, UserError, error_context, explain_failure, one_line
 
 TIMEOUT = timedelta(hours=2)  # for the other processes: one may be reading the annotations of a million images
 MEETING_TIMEOUT = timedelta(minutes=10)  # for the processes of all machines to start
@@ -156,7 +156,7 @@ def _child(run: Callable[[ProcessInfo], int | None], process: ProcessInfo, folde
     try:
         code = _run_in_group(run, process, f"file://{folder}/store")
     except OtherStopped as error:
-        Path(folder, f"stopped_{process.rank}").write_text(str(error), encoding="utf-8")
+        Path(folder, f"stopped_{process.rank}").write_text(one_line(str(error)), encoding="utf-8")
         code = FAILED
     except KeyboardInterrupt:
         code = STOPPED
@@ -164,7 +164,8 @@ def _child(run: Callable[[ProcessInfo], int | None], process: ProcessInfo, folde
         text = explain_failure(error)
         if text is None:
             raise
-        Path(folder, f"error_{process.rank}").write_text(text, encoding="utf-8")  # the parent prints one of them
+        # The parent prints one of them.
+        Path(folder, f"error_{process.rank}").write_text(one_line(text), encoding="utf-8")
         code = FAILED
     finally:
         # The interpreter's end takes a while, without our handlers: a repeated signal would turn the code into 143.

@@ -59,8 +59,9 @@ class TrainLog:
                 raise UserError(f"{path} is not a file; move it away, or choose another --output")
         for path in (losses, self._validation):
             _remove_steps_from(start, path)
-        with error_context(f"cannot write into {folder}", advice="choose another --output"):
-            self._text = open(text, "a", encoding="utf-8")
+        # UnicodeEncodeError: TensorBoard takes no folder whose name is not text.
+        with error_context(f"cannot write into {folder}", UnicodeEncodeError, advice="choose another --output"):
+            self._text = open(text, "a", encoding="utf-8", errors="backslashreplace")
             self._losses = open(losses, "a", encoding="utf-8")
             self._board = _tensorboard(folder / "tensorboard", record or {}, self._number(start))
             self._boards: list[Board] = open_service(service, folder, record or {})

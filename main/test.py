@@ -270,7 +270,7 @@ def write_results(stem: Path, evaluator: Evaluator, dataset: HandDataset, about:
         kind = int(table["hand_type"][row])
         values = ["" if math.isnan(table[name][row]) else f"{table[name][row]:.4f}" for name in names]
         writer.writerow([dataset.id(index), HAND_TYPES[kind] if kind >= 0 else "", *values])
-    atomic_write(stem.with_name(f"{stem.name}.csv"), text.getvalue().encode())
+    atomic_write(stem.with_name(f"{stem.name}.csv"), text.getvalue().encode("utf-8", "backslashreplace"))
     if found := evaluator.detections():
         people = np.array([dataset.source.id(index) for index in found.image_ids.tolist()])
         write_json(stem.with_name(f"{stem.name}_coco.json"), coco_results(found._replace(image_ids=people)))

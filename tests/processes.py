@@ -24,6 +24,10 @@ def fail_in_second(process: ProcessInfo) -> None:
     barrier(process)
 
 
+def fail_about_odd_name(process: ProcessInfo) -> None:
+    raise UserError("no a\udcff.jpg")
+
+
 def miss_file_in_second(process: ProcessInfo) -> None:
     if process.rank:
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "there.jpg")

@@ -16,7 +16,15 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from processes import TWO, fail_everywhere, fail_in_nccl, fail_in_second, kill_second, miss_file_in_second
+from processes import (
+    TWO,
+    fail_about_odd_name,
+    fail_everywhere,
+    fail_in_nccl,
+    fail_in_second,
+    kill_second,
+    miss_file_in_second,
+)
 
 from common import distributed
 from common.distributed import FolderLock, ProcessInfo, StopSignal, barrier, launch, main_first
@@ -53,6 +61,7 @@ def start_script(folder: Path, work: str, sign: str) -> Iterator[subprocess.Pope
     [
         (fail_everywhere, r"^this is wrong$"),
         (fail_in_second, r"^this is wrong \(process 1 of 2\)$"),
+        (fail_about_odd_name, r"^no a\\udcff.jpg$"),
         (miss_file_in_second, r"^there.jpg: No such file or directory$"),
         (fail_in_nccl, r"NCCL error in: x.cpp:1, unhandled system error; set NCCL_DEBUG=INFO for details$"),
         (kill_second, "a process was ended by signal 9"),

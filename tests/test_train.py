@@ -782,6 +782,8 @@ def test_log_on_a_full_disk_says_so(tmp_path: Path) -> None:
     log._losses = open("/dev/full", "w")  # noqa: SIM115
     with pytest.raises(UserError, match="free some space"):
         log.step((0, 0), {"total": 1.0}, 0.0)
+    if log._board:
+        log._board.close()  # it writes until then
 
 
 def test_log_replaces_nothing_that_is_not_its_own(tmp_path: Path) -> None:
@@ -810,6 +812,17 @@ def test_log_replaces_nothing_that_is_not_its_own(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot write into .*exists"):
         TrainLog(tmp_path, (0, 1), 10)
     assert board.read_text() == "mine"
+
+
+def test_log_takes_names_that_are_not_text(tmp_path: Path) -> None:
+    """TensorBoard takes no such folder, which is one line."""
+    pytest.importorskip("tensorboard")
+    log = TrainLog(tmp_path / "log", (0, 0), 10)
+    log.say("no a\udcff.jpg")
+    log.close()
+    assert "no a\\udcff.jpg" in (tmp_path / "log" / "train.txt").read_text()
+    with pytest.raises(UserError, match="cannot write into .*choose another --output"):
+        TrainLog(tmp_path / "a\udcff", (0, 0), 10)
 
 
 def test_sheet_shows_what_cannot_be_drawn_as_nothing(toy: Path, tmp_path: Path) -> None:
