@@ -12,8 +12,8 @@ Everything is written below output/quickstart. Finished stages are skipped; an i
 over.
 
 This network knows generated hands only. For real photos get the published checkpoint and MANO: see README.md.
-Exit code: 0; 2 with one line on stderr if something fails; 130 after Ctrl-C, 143 after SIGTERM, 129
-after SIGHUP.
+Exit code: 0; 2 with one line on stderr if something fails; 130 after Ctrl-C, 143 after SIGTERM, 129 after
+SIGHUP.
 """
 
 from __future__ import annotations  # an older Python must get as far as its message
@@ -66,9 +66,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--gpu", help="a GPU's number, or cpu (default: 0, or the CPU without one)")
     parser.add_argument("--fresh", action="store_true", help="start over, but keep the environment")
     parser.add_argument("--samples", type=count, default=SAMPLES, help="training images per set (default: %(default)s)")
-    parser.add_argument("--epochs", type=count, default=EPOCHS, help="of training (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=ROOT / "output" / "quickstart", help="folder to write into")
-    parser.add_argument("--env", default=str(ROOT / ".venv"), help="folder of the environment; none: this Python")
+    parser.add_argument("--epochs", type=count, default=EPOCHS, help="epochs of training (default: %(default)s)")
+    output = ROOT / "output" / "quickstart"
+    parser.add_argument("--output", type=Path, default=output, help="folder to write into (default: output/quickstart)")
+    parser.add_argument(
+        "--env", default=str(ROOT / ".venv"), help="folder of the environment; none: this Python (default: .venv)"
+    )
     return parser.parse_args()
 
 

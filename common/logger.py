@@ -146,8 +146,8 @@ class TrainLog:
         if turned:
             names = ", ".join(f"{name} ({angle:.0f})" for name, angle in turned.items())
             self.say(
-                f"warning: joints turned by more than {TURNED:.0f} degrees on average in epoch {at[0]}: {names}; they "
-                'will not recover: see "Fingers turned by half a turn" in docs/reproducing.md'
+                f"warning: joints turned by more than {TURNED:.0f} degrees on average in epoch {at[0]}: {names}; few "
+                'recover: see "Fingers turned by half a turn" in docs/reproducing.md'
             )
 
     def close(self) -> None:

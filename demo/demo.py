@@ -144,15 +144,19 @@ def parse_args() -> argparse.Namespace:
         help="the photos' real focal length: f or fx fy, px (default: a virtual camera)",
     )
     processing.add_argument(
-        "--princpt", type=finite, nargs=2, metavar=("CX", "CY"), help="real principal point, px (default: the center)"
+        "--princpt", type=finite, nargs=2, metavar=("CX", "CY"), help="real principal point, px (default: the centre)"
     )
     processing.add_argument(
         "--ignore_exif", action="store_true", help="leave photos as they are stored, not turned upright by EXIF"
     )
-    results.add_argument("--html", action="store_true", help="also write a page with the 3D result")
+    results.add_argument("--html", action="store_true", help="also write a page to view each result in 3D")
     results.add_argument("--sheet", action="store_true", help="also put all photos and results on one contact sheet")
     results.add_argument(
-        "--mesh_formats", nargs="+", choices=MESH_FORMATS, default=MESH_FORMATS, help="mesh files (default: all)"
+        "--mesh_formats",
+        nargs="+",
+        choices=MESH_FORMATS,
+        default=MESH_FORMATS,
+        help="formats of the mesh files (default: all)",
     )
     results.add_argument("--renderer", choices=RENDERERS, default="auto", help="what draws the meshes (default: auto)")
     people = parser.add_argument_group("people")
@@ -170,17 +174,20 @@ def parse_args() -> argparse.Namespace:
         "for each frame",
     )
     people.add_argument(
-        "--detector", default="fast", metavar="NAME", help="fast, accurate, or your own MODULE:FUNCTION (default: fast)"
+        "--detector",
+        default="fast",
+        metavar="NAME",
+        help="people detector: fast, accurate, or your own MODULE:FUNCTION (default: fast)",
     )
     people.add_argument(
         "--min_person", type=fraction, default=0.5, help="lowest score of a person, or to start a track (default: 0.5)"
     )
     people.add_argument(
-        "--max_people", type=count, default=8, help="in a photo or frame, the largest are kept (default: 8)"
+        "--max_people", type=count, default=8, help="most people in a photo or frame; the largest are kept (default: 8)"
     )
     video = parser.add_argument_group("videos")
     video.add_argument(
-        "--detect_every", type=finite, default=0.17, help="s between detections of people (default: 0.17)"
+        "--detect_every", type=finite, default=0.17, help="seconds between detections of people (default: 0.17)"
     )
     video.add_argument(
         "--smooth",
@@ -203,15 +210,18 @@ def parse_args() -> argparse.Namespace:
         type=finite,
         default=0.0,
         metavar="S",
-        help="also write a frame's files as a photo's each S s (default: never)",
+        help="every S seconds, also write the files of a photo for that frame (default: never)",
     )
     camera = parser.add_argument_group("cameras")
     camera.add_argument(
         "--camera", metavar="ADDRESS", help="a camera's number, or the address of a stream, until Ctrl-C or its end"
     )
-    camera.add_argument("--seconds", type=positive, help="end after this time, s")
+    camera.add_argument("--seconds", type=positive, help="end after this many seconds (default: never)")
     camera.add_argument(
-        "--delay", type=finite, default=0.14, help="s that a frame waits for later ones to be smoothed (default: 0.14)"
+        "--delay",
+        type=finite,
+        default=0.14,
+        help="seconds that a frame waits for later ones to be smoothed (default: 0.14)",
     )
     camera.add_argument(
         "--show",

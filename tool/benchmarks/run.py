@@ -116,21 +116,30 @@ def report_video(args: argparse.Namespace, temporary: Path) -> int:
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__, {"--out": "--output"})
-    parser.add_argument("--what", choices=("speed", "video"), default="speed", help="(default: speed)")
-    parser.add_argument("--checkpoint", type=Path, help="--what video: also measure this network on a toy video")
-    parser.add_argument("--people_boxes", type=Path, help="--what video: recorded boxes, JSON, for the tracker")
+    parser.add_argument("--what", choices=("speed", "video"), default="speed", help="what to measure (default: speed)")
+    parser.add_argument("--checkpoint", type=Path, help="with --what video: also measure this network")
+    parser.add_argument("--people_boxes", type=Path, help="with --what video: JSON file of boxes for the tracker")
     parser.add_argument("--gpu", help=f"{GPU_HELP}; only the first is used")
     parser.add_argument(
-        "--only", type=names_from(STAGES), default=list(STAGES), help=f"of {','.join(STAGES)} (default: all)"
+        "--only",
+        type=names_from(STAGES),
+        default=list(STAGES),
+        help=f"stages to run, of {', '.join(STAGES)} (default: all)",
     )
-    parser.add_argument("--preset", choices=("small",), help="small: the network for a CPU")
-    parser.add_argument("--rounds", type=count, default=8, help="of each comparison (default: 8)")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="default: all on a GPU, float32 on a CPU")
-    parser.add_argument("--batch", type=count, help="images of an inference call (default: 64, on a CPU 4)")
-    parser.add_argument("--step_batch", type=count, help="samples of a training step (default: 128, on a CPU 4)")
-    parser.add_argument("--max_batch", type=count, help="largest batch for growing cost (default: 64, on a CPU 8)")
     parser.add_argument(
-        "--channels_last", action="store_true", help="memory layout; inference on a CPU has it by default"
+        "--preset", choices=("small",), help="size of the network; small: for a CPU (default: the published size)"
+    )
+    parser.add_argument("--rounds", type=count, default=8, help="repetitions of each comparison (default: 8)")
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=DTYPES, help="number types (default: all on a GPU, float32 on a CPU)"
+    )
+    parser.add_argument("--batch", type=count, help="images per inference call (default: 64, on a CPU 4)")
+    parser.add_argument("--step_batch", type=count, help="samples per training step (default: 128, on a CPU 4)")
+    parser.add_argument("--max_batch", type=count, help="largest batch of the growing cost (default: 64, on a CPU 8)")
+    parser.add_argument(
+        "--channels_last",
+        action="store_true",
+        help="use the channels-last memory format; inference on a CPU has it by default",
     )
     parser.add_argument("--no_growth", action="store_true", help="leave out how cost grows")
     parser.add_argument("--profile", action="store_true", help="name the slowest parts of inference and step")
@@ -141,7 +150,7 @@ def parse_args() -> argparse.Namespace:
         help="sizes of made-up annotation sets; the largest is judged (default: 10000 100000)",
     )  # fmt: skip
     parser.add_argument("--store_root", type=Path, help="a real InterHand26M folder instead of made-up annotations")
-    parser.add_argument("--metrics_samples", type=count, default=100_000, help="(default: 100000)")
+    parser.add_argument("--metrics_samples", type=count, default=100_000, help="samples to evaluate (default: 100000)")
     parser.add_argument("--work", type=Path, help="keep toy data and annotations here, for the next time")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write")
     parser.add_argument("--strict", action="store_true", help="exit code 1 if a limit is not met")

@@ -198,11 +198,13 @@ def _folder_size(folder: Path) -> float:
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--counts", type=int, nargs="+", default=[1_000_000], help="sizes to try (default: 1000000)")
+    what.add_argument(
+        "--counts", type=int, nargs="+", default=[1_000_000], help="numbers of annotations to make (default: 1000000)"
+    )
     what.add_argument("--root", type=Path, help="folder of a real InterHand26M dataset")
     parser.add_argument("--work", type=Path, required=True, help="folder for intermediate files; a few GB")
-    parser.add_argument("--samples", type=int, default=5000, help="annotations that a worker reads (default: 5000)")
-    parser.add_argument("--workers", type=int, default=8, help="(default: 8)")
+    parser.add_argument("--samples", type=int, default=5000, help="annotations that each worker reads (default: 5000)")
+    parser.add_argument("--workers", type=int, default=8, help="loader workers, at least 2 (default: 8)")
     args = parser.parse_args()
     if args.workers < 2:
         parser.error("--workers: sharing shows with two or more")

@@ -25,7 +25,7 @@ from common.drawing.sheets import arrange
 from common.errors import UserError
 from common.nets.mano import TwoHandMano
 from common.nets.mano_files import read_hand_models
-from common.options import DATA_FOLDER, MANO_FOLDER, Parser
+from common.options import DATA_FOLDER, MANO_FOLDER, MANO_HELP, Parser
 from common.targets import build_images, build_targets, complete_truth, pose_hands, project_posed
 from common.types import EvalSample, Sample, Targets
 from common.utils.affine import apply_affine
@@ -67,23 +67,42 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__, FORMER)
-    parser.add_argument("--set", required=True, help="InterHand26M, MSCOCO, HIC or ReInterHand")
-    parser.add_argument("--split", choices=("train", "test"), default="train")
+    parser.add_argument("--set", required=True, help="the dataset: InterHand26M, MSCOCO, HIC or ReInterHand")
+    parser.add_argument("--split", choices=("train", "test"), default="train", help="part of it (default: train)")
     parser.add_argument("--data", type=Path, default=DATA_FOLDER, help="folder of the datasets (default: data)")
-    parser.add_argument("--cache", type=Path, help="folder of annotation caches (default: in the dataset's own)")
-    parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help="folder of MANO_RIGHT.pkl and MANO_LEFT.pkl")
+    parser.add_argument("--cache", type=Path, help="folder of the annotation caches (default: the dataset's own)")
+    parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
     parser.add_argument(
-        "--interhand_subset", choices=("all", "human"), help="InterHand26M: all annotations, or those by people only"
+        "--interhand_subset",
+        choices=("all", "human"),
+        help="InterHand26M: all annotations, or those by people only (default: all of train, human of test)",
     )
-    parser.add_argument("--cam_mode", choices=("Mugsy_cameras", "Ego_cameras"), default="Mugsy_cameras")
-    parser.add_argument("--envmap_mode", choices=("envmap_per_frame", "envmap_per_segment"), default="envmap_per_frame")
-    parser.add_argument("--index", type=int, nargs="+", help="which samples")
-    parser.add_argument("--count", type=int, default=12, help="how many of the first, without --index (default: 12)")
-    parser.add_argument("--augment", type=int, metavar="SEED", help="draw augmentations as training does")
-    parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--rot", type=float, default=0.0, help="degrees")
-    parser.add_argument("--color", type=float, nargs=3, default=(1.0, 1.0, 1.0), metavar=("R", "G", "B"))
-    parser.add_argument("--flip", action="store_true")
+    parser.add_argument(
+        "--cam_mode",
+        choices=("Mugsy_cameras", "Ego_cameras"),
+        default="Mugsy_cameras",
+        help="ReInterHand: the cameras (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--envmap_mode",
+        choices=("envmap_per_frame", "envmap_per_segment"),
+        default="envmap_per_frame",
+        help="ReInterHand: the lighting (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--index", type=int, nargs="+", help="numbers of the samples to draw (default: the first --count)"
+    )
+    parser.add_argument("--count", type=int, default=12, help="number of samples without --index (default: 12)")
+    parser.add_argument(
+        "--augment", type=int, metavar="SEED", help="draw augmentations as training does, with this seed"
+    )
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the body box (default: 1)")
+    parser.add_argument("--rot", type=float, default=0.0, help="rotation of the body box, degrees (default: 0)")
+    parser.add_argument(
+        "--color", type=float, nargs=3, default=(1.0, 1.0, 1.0), metavar=("R", "G", "B"),
+        help="factors on red, green and blue (default: 1 1 1)",
+    )  # fmt: skip
+    parser.add_argument("--flip", action="store_true", help="mirror the images")
     parser.add_argument("--output", type=Path, default=Path("look.jpg"), help="image to write (default: look.jpg)")
     return parser.parse_args()
 

@@ -91,12 +91,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--golden", type=Path, required=True, help="folder of recorded results")
     parser.add_argument("--mano", type=Path, required=True, help="folder of the MANO files used for the recording")
     parser.add_argument("--checkpoint", type=Path, help="checkpoint used for the recording")
-    parser.add_argument("--inputs", type=Path, help=".npz with `images` (N, 3, H, W)")
+    parser.add_argument("--inputs", type=Path, help=".npz file with `images` (N, 3, H, W)")
     parser.add_argument(
-        "--what", type=names_from(PARTS), help=f"of {','.join(PARTS)} (default: all that DIR has results for)"
+        "--what",
+        type=names_from(PARTS),
+        help=f"parts to compare, of {', '.join(PARTS)} (default: those that --golden has results for)",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--gpu", default="cpu", help="a GPU's number, or cpu (default)")
+    parser.add_argument("--gpu", default="cpu", help="a GPU's number, or cpu (default: cpu)")
     parser.add_argument(
         "--amp",
         type=lambda text: "none" if text == "off" else text,  # its former name

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.nets.mano_files import read_hand_models
-from common.options import MANO_FOLDER, Parser
+from common.options import MANO_FOLDER, MANO_HELP, Parser
 from common.types import LEFT, RIGHT, ManoParams
 from common.utils.boxes import xywh_to_xyxy
 from common.utils.camera import CaptureCamera
@@ -111,13 +111,15 @@ def main() -> None:
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of the clips")
-    parser.add_argument("--clips", default=",".join(CLIPS), help="comma-separated (default: all)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of a clip (default: 4)")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the frames' size, 640 x 360 (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
-    parser.add_argument("--variety", type=float, default=0.25, help="of poses, 0 to 1 (default: 0.25)")
-    parser.add_argument("--box_noise", type=float, default=0.0, help="of boxes.json, share of the size (default: 0)")
-    parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help="folder of the MANO files or their stand-in")
+    parser.add_argument("--clips", default=",".join(CLIPS), help="names of the clips, comma-separated (default: all)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of a clip in seconds (default: 4)")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the frames' size, 640 x 360 (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default: 0)")
+    parser.add_argument("--variety", type=float, default=0.25, help="how much poses vary, 0 to 1 (default: 0.25)")
+    parser.add_argument(
+        "--box_noise", type=float, default=0.0, help="noise on boxes.json, relative to the box's size (default: 0)"
+    )
+    parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
     return parser.parse_args()
 
 

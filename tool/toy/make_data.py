@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.nets.mano_files import read_hand_models
-from common.options import DATA_FOLDER, MANO_FOLDER, Parser, names_from
+from common.options import DATA_FOLDER, MANO_FOLDER, MANO_HELP, Parser, names_from
 from common.utils.images import quiet_opencv
 from tool.toy import coco, hic, interhand, reinterhand
 from tool.toy.formats import Plan, check_folder, toy_folder
@@ -70,12 +70,15 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__, {"--out": "--output"})
     parser.add_argument("--output", type=Path, default=DATA_FOLDER, help="folder of the datasets (default: data)")
     parser.add_argument(
-        "--sets", type=names_from(WRITERS), default=list(WRITERS), help=f"of {','.join(WRITERS)} (default: all)"
+        "--sets",
+        type=names_from(WRITERS),
+        default=list(WRITERS),
+        help=f"datasets to write, of {','.join(WRITERS)} (default: all)",
     )
     parser.add_argument("--train", type=int, default=200, help="training samples per dataset (default: %(default)s)")
     parser.add_argument("--test", type=int, default=50, help="test samples per dataset (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the images' size (default: 1)")
-    parser.add_argument("--variety", type=float, default=1.0, help="of poses and views, 0 to 1 (default: 1)")
-    parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help="folder of the MANO files or their stand-in")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default: 0)")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the images' size (default: 1)")
+    parser.add_argument("--variety", type=float, default=1.0, help="how much poses and views vary, 0 to 1 (default: 1)")
+    parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
     return parser.parse_args()

@@ -76,7 +76,10 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="varies the proportions slightly (default: 0)")
     parser.add_argument(
-        "--left_shapedirs", choices=("published", "repaired"), default="published", help="sign of the left shape modes"
+        "--left_shapedirs",
+        choices=("published", "repaired"),
+        default="published",
+        help="sign of the left hand's shape modes (default: published)",
     )
     return parser.parse_args()
 
