@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLUMNS, PANEL, DPI = 3, (4.0, 2.6), 100  # panels beside each other; w, h of one, inches
 BINS = 40
@@ -32,7 +33,9 @@ def histograms(values: dict[str, np.ndarray], units: dict[str, str]) -> np.ndarr
         end, median = float(np.quantile(numbers, SHOWN_QUANTILE)) * 1.02 or 1.0, float(np.median(numbers))
         axes.hist(np.clip(numbers, 0, end), bins=BINS, range=(0, end), color=BLUE)
         axes.axvline(median, color=RED, label=f"median {median:.3g}, mean {numbers.mean():.3g}")
-        axes.set(title=title, xlabel=units[title], ylabel=f"count of {len(numbers)}", xlim=(0, end))
+        axes.set(title=title, xlabel=units[title], ylabel=f"count (of {len(numbers)})", xlim=(0, end))
+        axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        axes.margins(y=0.2)  # room for the legend
         axes.legend(fontsize="small", frameon=False)
     return _draw(figure)
 
