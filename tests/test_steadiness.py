@@ -9,7 +9,7 @@ import pytest
 
 from tool.benchmarks import run as benchmark
 from tool.benchmarks import video
-from tool.benchmarks.video import errors, smooth_live, smooth_motion, table_errors
+from tool.benchmarks.video import errors, one_euro, smooth_live, smooth_motion, table_errors
 from tool.toy.clip import make_clip, true_table
 from tool.toy.motion import Motion, add_noise, sample_motion
 from tool.toy.scene import HandRig
@@ -41,6 +41,17 @@ def test_a_camera_is_steady_without_much_lag(
     acceleration, error, lag = errors(smooth_live(noisy, delay), true, noisy.present, rig.mano)
     assert acceleration <= raw_acceleration / share and abs(lag) <= most_lag
     assert error <= (4.5 if delay else raw_error)
+
+
+def test_the_filter_to_compare_with(motion: tuple[Motion, Motion], rig: HandRig) -> None:
+    """One-Euro leaves a hand at rest alone. It smooths noise, but less than a camera's smoothing without delay."""
+    true, noisy = (Motion(*(part[:90] for part in each)) for each in motion)
+    still = Motion(true.times, *(np.repeat(part[:1], 90, 0) for part in true[1:]))
+    for part, expected in zip(one_euro(still), still, strict=True):
+        np.testing.assert_allclose(part, expected, atol=1e-6)
+    raw, euro, here = (errors(each, true, noisy.present, rig.mano)
+                       for each in (noisy, one_euro(noisy), smooth_live(noisy, 0.0)))  # fmt: skip
+    assert here[0] < euro[0] < raw[0] / 2 and 0.5 < euro[2] < 2
 
 
 def test_fast_motion_and_uneven_stamps(rig: HandRig) -> None:

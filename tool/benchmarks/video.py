@@ -12,8 +12,10 @@ import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -43,6 +45,7 @@ from tool.untrained import show_something
 
 CUTOFF = 3.0  # Hz, the default of --smooth
 DELAY = 0.14  # s
+ONE_EURO = 1.0, 1.0  # cutoff in Hz and beta, see `one_euro`
 FPS, FRAMES = 30, 300
 FAST_KEY_SECONDS, FAST_CUTOFF = 0.28, 2.5  # s between key poses, Hz
 DETECT_EVERY = 5  # frames
@@ -127,6 +130,44 @@ def smooth_live(noisy: Motion, delay: float) -> Motion:
     return noisy._replace(rotations=rotations, wrist=wrist, betas=betas)
 
 
+def one_euro(noisy: Motion, cutoff: float = ONE_EURO[0], beta: float = ONE_EURO[1]) -> Motion:
+    """For comparison: the One-Euro filter (Casiez et al., 2012), on SO(3) for rotations. It waits for no later frame.
+
+    A frame without the hand leaves the filter as it is; shapes are averaged as by a camera.
+
+    Args:
+        cutoff: Hz, of a hand at rest.
+        beta: how fast the cutoff rises with the speed; of rotations per radian, of places per 0.1 m.
+    """
+    rotations, wrist, betas = (x.copy() for x in (noisy.rotations, noisy.wrist, noisy.betas))
+    for side in (0, 1):
+        seen = np.flatnonzero(noisy.present[:, side])
+        turn_speed, speed = np.zeros((16, 3)), np.zeros(3)
+        for before, now in zip(seen[:-1], seen[1:], strict=True):
+            step = noisy.times[now] - noisy.times[before]
+            rotations[before + 1 : now, side], wrist[before + 1 : now, side] = (
+                rotations[before, side],
+                wrist[before, side],
+            )
+            last = Rotation.from_matrix(rotations[before, side])
+            turn = (last.inv() * Rotation.from_matrix(noisy.rotations[now, side])).as_rotvec()
+            move = noisy.wrist[now, side] - wrist[before, side]
+            known = _one_euro_share(1.0, step)
+            turn_speed += known * (turn / step - turn_speed)
+            speed += known * (move / step - speed)
+            share = _one_euro_share(cutoff + beta * np.linalg.norm(turn_speed, axis=-1, keepdims=True), step)
+            rotations[now, side] = (last * Rotation.from_rotvec(share * turn)).as_matrix()
+            wrist[now, side] = wrist[before, side] + move * _one_euro_share(cutoff + 10 * beta * np.abs(speed), step)
+        for frame in seen:
+            betas[frame, side] = noisy.betas[seen[seen <= frame], side].mean(0)
+    return noisy._replace(rotations=rotations, wrist=wrist, betas=betas)
+
+
+def _one_euro_share(cutoff: Any, step: float) -> Any:
+    """Of a low-pass filter of the first order: the share of the new sample."""
+    return 1 / (1 + 1 / (2 * np.pi * cutoff * step))
+
+
 def errors(motion: Motion, true: Motion, seen: np.ndarray, mano: TwoHandMano) -> tuple[float, float, float]:
     """Acceleration error of the joints, mm / frame^2; MPVPE relative to the wrist, mm; lag, frames.
 
@@ -158,16 +199,25 @@ def estimator_noise(rig: HandRig) -> list[Measurement]:
                 errors(smooth_motion(noisy), true, everywhere, rig.mano),
                 errors(smooth_live(noisy, DELAY), true, noisy.present, rig.mano),
                 errors(smooth_live(noisy, 0.0), true, noisy.present, rig.mano),
+                errors(one_euro(noisy), true, noisy.present, rig.mano),
             ]
         )
-    raw, whole, late, live = np.mean(results, 0)
+    raw, whole, late, live, euro = np.mean(results, 0)
     unit, text = "mm/frame2", f"raw {raw[0]:.1f} mm/frame2, MPVPE {raw[1]:.1f} mm"
     named = (("video", whole, 30), (f"delay {DELAY} s", late, 15), ("delay 0", live, 4))
     rows = [row(f"noise, acceleration: {name}, raw/{part}", x[0], unit, raw[0] / part, text) for name, x, part in named]
     rows += [row(f"noise, MPVPE: {name}", x[1], "mm", limit, text)
              for (name, x, _), limit in zip(named, (4.5, 4.5, raw[1]), strict=True)]  # fmt: skip
-    return rows + [row(f"noise, lag: {name}", abs(x[2]), "frames", limit, text)
-                   for (name, x, _), limit in zip(named, (0.1, 0.1, 1.2), strict=True)]  # fmt: skip
+    rows += [row(f"noise, lag: {name}", abs(x[2]), "frames", limit, text)
+             for (name, x, _), limit in zip(named, (0.1, 0.1, 1.2), strict=True)]  # fmt: skip
+    euro_text = "for comparison: {:g} Hz, beta {:g}".format(*ONE_EURO)
+    measured = zip(("acceleration", "MPVPE", "lag"), euro, (unit, "mm", "frames"), strict=True)
+    rows += [Measurement("video", f"noise, {what}: One-Euro", value, of, detail=euro_text)
+             for what, value, of in measured]  # fmt: skip
+    ratios = "; ".join(f"{name} {x[0] / raw[0]:.3f}, {x[1] / raw[1]:.2f}, {x[2]:.2f}"
+                       for name, x, *_ in (*named, ("One-Euro", euro)))  # fmt: skip
+    rows[0] = replace(rows[0], detail=f"{text}; acceleration / raw, MPVPE / raw, lag: {ratios}")
+    return rows
 
 
 def fast_motion(rig: HandRig) -> list[Measurement]:
