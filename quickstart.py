@@ -258,6 +258,14 @@ class Quickstart:
             for label in after:
                 old, new = ("-" if v is None else f"{v:.1f}" for v in (before.get(label), after[label]))
                 print(f"  {name:13}{label:38}{old:>9} -> {new}")
+        print("\ngenerated video of two people, before and after smoothing\n")
+        people = json.loads((self.out / "demo/two/summary.json").read_text())["people"]
+        for unit in ("mm", "px"):
+            old, new = (
+                f"{sum(one['jitter'][f'{when}_{unit}_per_frame2'] or 0 for one in people) / len(people):.2f}"
+                for when in ("before", "after")
+            )
+            print(f"  {'two':13}{f'jitter of the joints, {unit} per frame^2':38}{old:>9} -> {new}")
         print(f"""
 images and a video, in {self.out}:
   demo/sheet.jpg             contact sheet: photo, boxes, skeletons, meshes, the meshes from another side
