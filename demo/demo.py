@@ -57,6 +57,7 @@ from common.options import (
     MANO_HELP,
     MESH_FORMATS,
     RENDERERS,
+    ROOT,
     SHA256_HELP,
     UNTRAINED,
     VIDEO_SUFFIXES,
@@ -76,7 +77,9 @@ def main() -> None:
         find_images(args.input)  # a wrong --input is a mistake, and told first
     if len(missing) > 1:
         steps = "\n".join(f"  {number}. {step}" for number, step in enumerate(missing, 1))
-        print(f"The demo needs, in this order:\n{steps}", file=sys.stderr)
+        in_checkout = (ROOT / "pyproject.toml").is_file()
+        where = f" (run its commands in {ROOT})" if in_checkout and Path.cwd() != ROOT else ""
+        print(f"The demo needs, in this order{where}:\n{steps}", file=sys.stderr)
         raise UserError(f"{len(missing)} things are missing; see above")
     names = name_outputs(find_images(args.input), several=args.people == "auto" or args.boxes is not None)
     for file in find_other_files(args.input):

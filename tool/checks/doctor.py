@@ -119,7 +119,7 @@ def what_works(reports: Sequence[Report]) -> list[str]:
 OVERVIEW = """Nothing is here yet.
 
 To try everything without a download, with a generated hand and made-up images:
-    python tool/make_standin_hand.py && python tool/make_checkpoint.py && python tool/make_toy_data.py
+    python tool/make_standin_hand.py && python tool/make_checkpoint.py --init random && python tool/make_toy_data.py
 
 For the real thing, in this order:
 
