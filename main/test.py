@@ -25,11 +25,14 @@ import argparse
 import csv
 import io
 import math
+import os
 import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # see demo/__init__.py
 
 import numpy as np
 import torch

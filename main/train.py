@@ -30,6 +30,7 @@ the values of config.py from the checkpoint; options given with it override them
 import argparse
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -41,6 +42,8 @@ from functools import partial, reduce
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # see demo/__init__.py
 
 import numpy as np
 import torch

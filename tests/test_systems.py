@@ -5,17 +5,20 @@ import ntpath
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path, PureWindowsPath
 
 import pytest
 import torch
+from pretended_device import Refused, apple_gpu
 from test_train import options, toy  # noqa: F401 - a fixture
 
 from common.devices import parse_devices
 from common.errors import UserError
 from data import store
 from data.reading import path_in
-from demo.demo import _below_common
+from demo import demo
+from main import test, train
 
 ROOT = Path(__file__).resolve().parent.parent
 # Runs at the start of every interpreter, loader workers included.
@@ -132,8 +135,8 @@ def test_paths_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UserError, match="does not lie in"):
             path_in(Path("data"), name)
     folders = [PureWindowsPath(path) for path in ("C:\\a\\b", "C:\\a\\c\\d", "D:\\a", "\\\\server\\share\\e")]
-    assert _below_common(folders[:2]) == [("b",), ("c", "d")]
-    assert _below_common(folders) == [("a", "b"), ("a", "c", "d"), ("a",), ("e",)]
+    assert demo._below_common(folders[:2]) == [("b",), ("c", "d")]
+    assert demo._below_common(folders) == [("a", "b"), ("a", "c", "d"), ("a",), ("e",)]
     monkeypatch.setattr(os.path, "relpath", ntpath.relpath)
     monkeypatch.setattr(os.path, "abspath", ntpath.abspath)
     paths = [PureWindowsPath(path) for path in ("C:\\data\\cache", "C:\\data\\a.json", "D:\\data\\a.json")]
@@ -148,3 +151,47 @@ def test_the_apple_gpu_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert parse_devices(" MPS ") == [torch.device("mps")]
     assert torch.device("mps") not in parse_devices(None)
+
+
+def test_the_apple_gpu_gets_no_float64(
+    toy: Path,  # noqa: F811 - the fixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Training, test and demo on a pretended one, which refuses float64 and operations across devices."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    losses, checkpoint = {}, tmp_path / "cpu" / "model_dump" / "snapshot_0.pth"
+    for device in ("cpu", "mps"):
+        output = tmp_path / device
+        more = ("--gpu", device, "--end_epoch", "1", "--train_batch_size", "4", "--validate_every", "1")
+        common = ("--gpu", device, "--mano", toy / "mano", "--checkpoint", checkpoint)
+        photo = next((toy / "data" / "MSCOCO").rglob("*.jpg"))
+        with apple_gpu() if device == "mps" else nullcontext(set()) as operations:
+            for main, arguments in (
+                (train.main, options(toy, output, *more)),
+                (test.main, (*common, "--data", toy / "data", "--output", output, "--testset", "InterHand26M")),
+                (demo.main, (*common, "--output", output, "--input", photo)),
+            ):
+                monkeypatch.setattr(sys, "argv", ["main", *map(str, arguments)])
+                assert not main()
+        losses[device] = [json.loads(line)["total"] for line in (output / "log" / "losses.jsonl").open()]
+    assert {"aten.convolution.default", "aten.convolution_backward.default"} <= operations
+    assert losses["mps"] == pytest.approx(losses["cpu"], rel=1e-5)
+    with apple_gpu():
+        on_device = torch.ones(2).to("mps")
+        for refused in (on_device.double, lambda: on_device + torch.ones(2)):
+            with pytest.raises(Refused):
+                refused()
+
+
+@pytest.mark.parametrize("program", ["main/train.py", "main/test.py", "demo/demo.py", "demo/web.py"])
+def test_what_an_apple_gpu_lacks_falls_to_the_cpu(program: str, tmp_path: Path) -> None:
+    """PyTorch reads this variable when it loads, and then names the first operation that it moves to the CPU."""
+    (tmp_path / "torch.py").write_text(
+        "import os\nraise SystemExit('fallback ' + os.environ.get('PYTORCH_ENABLE_MPS_FALLBACK', 'unset'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTORCH_ENABLE_MPS_FALLBACK"}
+    command = [sys.executable, program, "--checkpoint", str(tmp_path / "a"), "--input", str(tmp_path)]
+    environment |= {"PYTHONPATH": f"{tmp_path}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert "fallback 1" in done.stderr
