@@ -194,13 +194,13 @@ def train(args: argparse.Namespace, process: ProcessInfo) -> int:
                     barrier(process)
                 if log and args.validate_every and progress.step % args.validate_every == 0:
                     log.validation(at, validate(state.model, loader, criterion, config))
+                    if progress.step == 0:
+                        log.draw_curve()
                 if stop.asked_of_all:
                     if log:
                         log.say(f"stopped and saved before {progress}; resume with --continue")
                     return stop.exit_code
         if log:
-            if args.validate_every:
-                log.draw_curve()
             log.say(f"done: {config.end_epoch} epochs; checkpoints are in {args.output / 'model_dump'}")
     return 0
 
