@@ -51,7 +51,8 @@ def main() -> None:
         raise Failure(f"Python {needed} or newer is needed, and this is {this}: python{needed} {__file__}")
     if args.tests:
         python = make_environment(args.env, ROOT / "requirements-dev.txt")
-        for command in ("ruff check .", "ruff format --check .", "pytest"):
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # the two processes of the tests share the cores
+        for command in ("ruff check .", "ruff format --check .", "pytest -n 2 --dist loadfile"):
             run([python, "-m", *command.split()], command)
         print("lint and tests passed")
         return

@@ -183,14 +183,14 @@ from common.errors import UserError
 from common.nets.mano_files import read_hand_models
 
 for path in sorted(Path(sys.argv[1]).iterdir()):
-    start = time.monotonic()
+    start = time.process_time()  # not the time that a busy machine takes
     try:
         (read_hand_models if path.is_dir() else read_checkpoint)(path)
         text = "no error"
     except UserError as error:
         text = str(error)
     assert text.count("\\n") == 0 and len(text) < 1000 and text != "no error", (path, text)
-    assert time.monotonic() - start < 10, path
+    assert time.process_time() - start < 10, path
 # Not getrusage's peak: that one is inherited from a large parent.
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """
