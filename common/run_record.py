@@ -151,10 +151,12 @@ class MLflow:
 
 def import_service(name: str | None) -> Any:
     """The package of --log_to, or None. Raises UserError if it is not installed."""
+    if name is None:
+        return None
     for variable, value in OFFLINE.items():
         os.environ.setdefault(variable, value)
     try:
-        return importlib.import_module(name) if name else None
+        return importlib.import_module(name)
     except ImportError:
         raise UserError(f"--log_to {name} needs the package {name}: pip install {name}") from None
 

@@ -141,23 +141,6 @@ def smooth_rotations(rotations: np.ndarray, times: np.ndarray, weights: np.ndarr
     return SmoothRotations(result, weights, present & (weights < REJECTED_BELOW * first))
 
 
-def smooth_causal(
-    values: np.ndarray, times: np.ndarray, weights: np.ndarray, cutoff: float, delay: float
-) -> np.ndarray:
-    """`smooth` as a camera can: each frame from `HISTORY` before it to `delay` after it. For measuring; a live camera
-    calls `smooth` on its own window.
-
-    Args:
-        delay: s; without one the frequency is halved.
-    """
-    result = np.array(values, np.float64)
-    for row in range(len(times)):
-        inside = window_at(times, row, delay)
-        part = smooth(values[inside], times[inside], weights[inside], cutoff_at(cutoff, delay))
-        result[row] = part[row - inside.start]
-    return result
-
-
 def window_at(times: np.ndarray, row: int, delay: float) -> slice:
     """The rows that a camera uses for one frame."""
     tolerance = 1e-9

@@ -145,10 +145,6 @@ class Tracker:
                 free[row].add(time, boxes[index], float(scores[index]))
         return [track for row, track in enumerate(free) if row not in taken]
 
-    def end_all(self) -> None:
-        """A cut: no track goes on."""
-        self._active = []
-
 
 def boxes_between(
     track: Track, times: Sequence[float] | np.ndarray, hold: float = 0.0, smoothed: bool = True

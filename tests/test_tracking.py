@@ -46,9 +46,6 @@ def test_a_track_counts_from_its_second_detection_and_ids_are_never_used_again()
     assert tracker.update(1.3, nobody, np.zeros(0)) == []
     tracker.update(1.5, box, np.ones(1))
     assert [track.id for track in tracker.update(1.7, box, np.ones(1))] == [2]
-    tracker.end_all()
-    tracker.update(1.9, box, np.ones(1))
-    assert [track.id for track in tracker.update(2.1, box, np.ones(1))] == [3]
 
 
 @pytest.mark.parametrize(("score", "tracks"), [(0.6, 1), (0.3, 0)])
