@@ -110,7 +110,9 @@ class Page:
         routes = [file(""), file("page.css"), file("page.js")]
         routes += [Route("/photo", self.photo, methods=["POST"]), Route("/result/{id}/{path:path}", self.result)]
         handlers: Any = {HTTPException: _refusal, Exception: _failure}
-        return Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(Guard, hosts, token)])
+        return Starlette(
+            routes=routes, exception_handlers=handlers, middleware=[Middleware(Guard, hosts=hosts, token=token)]
+        )
 
     async def photo(self, request: Request) -> Response:
         """An upload -> its hands, and the addresses of its files."""
