@@ -327,7 +327,7 @@ class Live:
                 part = part | about | {"state": np.array([BRIDGED], np.int8)}
             else:
                 continue
-            parts.append(part)
+            parts.append(dict(part))
         return join_rows(parts) if parts else {}
 
 
@@ -387,7 +387,7 @@ def process_camera(
             parts.extend(tables)
             image = frame.image
             if tables:
-                table = join_rows(tables)
+                table = join_rows([dict(rows) for rows in tables])
                 rows = np.arange(len(table["frame"]))
                 image = draw_frame(image, table, rows, predictor, options.draw, virtual)
             last_pts = max(frame.pts, last_pts + 1)

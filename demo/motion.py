@@ -135,7 +135,8 @@ def smooth_person(
         parts.append(part)
     if not parts:
         return {}
-    table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    del columns, smoothed
+    table = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
     # One call of MANO: for the few rows of a camera's frame, calls are what costs.
     global_orient, hand_pose, betas_both = (
         np.concatenate((table[name], table[f"{name}_raw"])) for name in ("global_orient", "hand_pose", "betas")
@@ -147,7 +148,9 @@ def smooth_person(
     table["transl"] = wrists - wrists_mano[:count]
     table["joints_cam"] = joints_rel[:count] + wrists[:, None] if cutoff > 0 else table["joints_cam_raw"]  # to the bit
     order = np.lexsort((table["side"], table["row_frame"]))
-    return {name: values[order] for name, values in table.items()}
+    for name in table:
+        table[name] = table[name][order]
+    return table
 
 
 def _finite(observations: Observations) -> np.ndarray:
@@ -197,6 +200,8 @@ def _smooth_hand(
             result["betas"][segment] = mean_betas(known, weights) if betas is None else betas[hand]
             for name in ("joints_image", "joints_depth_rel", "wrist_image", "log_focal"):
                 result[name][segment] = smooth(result[name][segment], times_here, weights, cutoff)
+    for name in raw:  # the table's type, which takes half the memory
+        result[name] = result[name].astype(np.float32)
     return {**result, **{f"{name}_raw": values for name, values in raw.items()}, "state": state, "shown": shown}
 
 

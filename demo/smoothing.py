@@ -24,6 +24,7 @@ MAX_RELATIVE_CONFIDENCE = 1.5  # confidence / the track's median is cut here, th
 MAX_GAP = 0.5  # s; a longer gap inside a track is not bridged
 WINDOW = 0.5  # s; a hand's presence and its pairing are decided on the median of this
 HISTORY = 0.8  # s of the past that a camera's filter uses
+BLOCK = 4096  # matrices that are projected at once
 SHORT_DELAY = 1e-3  # s; with less delay than this a camera's filter halves its frequency
 MIN_STEP, MAX_STEP = 1e-3, 10.0  # s; equations of steps further apart than these would be singular in float64
 _FLAT = 1e-9  # weight of the slope: with fewer than two weighted samples the smoothest curve is not unique
@@ -74,9 +75,13 @@ def smooth(values: np.ndarray, times: np.ndarray, weights: np.ndarray, cutoff: f
 
 def project_to_rotations(matrices: np.ndarray) -> np.ndarray:
     """(..., 3, 3) -> the nearest rotations in the Frobenius norm, by SVD."""
-    u, _, vt = np.linalg.svd(matrices)
-    u[..., 2] *= np.linalg.det(u @ vt)[..., None]
-    return u @ vt
+    flat = matrices.reshape(-1, 3, 3)
+    result = np.empty_like(flat)
+    for start in range(0, len(flat), BLOCK):  # an hour's track at once would take several times its own memory
+        u, _, vt = np.linalg.svd(flat[start : start + BLOCK])
+        u[..., 2] *= np.linalg.det(u @ vt)[..., None]
+        np.matmul(u, vt, out=result[start : start + BLOCK])
+    return result.reshape(matrices.shape)
 
 
 def rotation_angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ from demo.results import ResultWriter, refuse_others_results
 from demo.tracking import Tracker, boxes_between
 from demo.video import CutDetector, Frame, VideoReader, VideoWriter
 
-POSE_CHUNK = 512  # rows that are posed at once
+POSE_CHUNK = 128  # rows that are posed at once
 LAYERS = ("boxes", "skeleton", "mesh")
 
 
@@ -255,13 +255,16 @@ def make_table(
 
 
 def join_rows(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """One table of several, ordered by frame, person and side; numbers that are measured become float32."""
+    """One table of several, which are emptied: memory holds one. Ordered by frame, person and side; numbers that are
+    measured become float32."""
     if not parts:
         return {"frame": np.zeros(0, np.int64), "person": np.zeros(0, np.int32), "side": np.zeros(0, np.int32)}
-    table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    table = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
     order = np.lexsort((table["side"], table["person"], table["frame"]))
     keep = {"frame", "time", "shot", "person", "side", "state", "pair", "pair_raw"}
-    return {name: values[order] if name in keep else values[order].astype(np.float32) for name, values in table.items()}
+    for name in table:  # one by one, so that no second table is in memory
+        table[name] = table[name][order] if name in keep else table[name][order].astype(np.float32, copy=False)
+    return table
 
 
 @torch.inference_mode()
@@ -269,12 +272,15 @@ def pose_rows(
     predictor: HandPredictor, global_orient: np.ndarray, hand_pose: np.ndarray, betas: np.ndarray, side: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """See `demo.motion.Poser`."""
-    wrists, joints = [], []
-    for vertices, joints_mano in _pose_chunks(predictor, global_orient, hand_pose, betas, side):
+    # Not lists of parts: small arrays that stay, between large ones that are freed, fragment the heap.
+    wrists = np.empty((len(side), 3), np.float32)
+    joints = np.empty((len(side), len(JOINTS), 3), np.float32)
+    chunks = _pose_chunks(predictor, global_orient, hand_pose, betas, side)
+    for start, (vertices, joints_mano) in zip(range(0, len(side), POSE_CHUNK), chunks, strict=True):
         _, joints_rel = to_wrist(vertices, joints_mano)
-        wrists.append(joints_mano[:, 0].cpu().numpy())
-        joints.append(joints_rel.cpu().numpy())
-    return np.concatenate(wrists), np.concatenate(joints)
+        wrists[start : start + POSE_CHUNK] = joints_mano[:, 0].cpu().numpy()
+        joints[start : start + POSE_CHUNK] = joints_rel.cpu().numpy()
+    return wrists, joints
 
 
 def _pose_chunks(
