@@ -181,7 +181,7 @@ def _smooth_hand(
     }
     shown = present | bridge_gaps(present, times) if cutoff > 0 else present
     state = np.where(present, SEEN, BRIDGED).astype(np.int8)
-    result = {name: np.array(values, np.float64) for name, values in raw.items()}
+    result = {name: np.array(values) for name, values in raw.items()}
     result["wrist_image"] = np.array(observations.wrist_image[:, hand], np.float64)
     result["log_focal"] = np.log(np.abs(observations.hand_focal[:, hand]).clip(1e-9))
     if cutoff > 0:
@@ -194,14 +194,13 @@ def _smooth_hand(
             rotations, weights, rejected = smooth_rotations(matrices, times_here, weights, cutoff)
             rows = np.arange(segment.start, segment.stop)
             state[rows[rejected]] = REJECTED
+            del matrices  # a long track's are large
             smoothed = Rotation.from_matrix(rotations.reshape(-1, 3, 3)).as_rotvec().reshape(*vectors.shape)
             result["global_orient"][segment], result["hand_pose"][segment] = smoothed[:, 0], smoothed[:, 1:]
             known = np.where(weights[:, None] > 0, raw["betas"][segment], 0.0)
             result["betas"][segment] = mean_betas(known, weights) if betas is None else betas[hand]
             for name in ("joints_image", "joints_depth_rel", "wrist_image", "log_focal"):
                 result[name][segment] = smooth(result[name][segment], times_here, weights, cutoff)
-    for name in raw:  # the table's type, which takes half the memory
-        result[name] = result[name].astype(np.float32)
     return {**result, **{f"{name}_raw": values for name, values in raw.items()}, "state": state, "shown": shown}
 
 

@@ -24,7 +24,7 @@ MAX_RELATIVE_CONFIDENCE = 1.5  # confidence / the track's median is cut here, th
 MAX_GAP = 0.5  # s; a longer gap inside a track is not bridged
 WINDOW = 0.5  # s; a hand's presence and its pairing are decided on the median of this
 HISTORY = 0.8  # s of the past that a camera's filter uses
-BLOCK = 4096  # matrices that are projected at once
+BLOCK = 4096  # rotations that are smoothed at once; all of a long track would take several times their memory
 SHORT_DELAY = 1e-3  # s; with less delay than this a camera's filter halves its frequency
 MIN_STEP, MAX_STEP = 1e-3, 10.0  # s; equations of steps further apart than these would be singular in float64
 _FLAT = 1e-9  # weight of the slope: with fewer than two weighted samples the smoothest curve is not unique
@@ -75,13 +75,9 @@ def smooth(values: np.ndarray, times: np.ndarray, weights: np.ndarray, cutoff: f
 
 def project_to_rotations(matrices: np.ndarray) -> np.ndarray:
     """(..., 3, 3) -> the nearest rotations in the Frobenius norm, by SVD."""
-    flat = matrices.reshape(-1, 3, 3)
-    result = np.empty_like(flat)
-    for start in range(0, len(flat), BLOCK):  # an hour's track at once would take several times its own memory
-        u, _, vt = np.linalg.svd(flat[start : start + BLOCK])
-        u[..., 2] *= np.linalg.det(u @ vt)[..., None]
-        np.matmul(u, vt, out=result[start : start + BLOCK])
-    return result.reshape(matrices.shape)
+    u, _, vt = np.linalg.svd(matrices)
+    u[..., 2] *= np.linalg.det(u @ vt)[..., None]
+    return u @ vt
 
 
 def rotation_angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -132,17 +128,21 @@ def smooth_rotations(rotations: np.ndarray, times: np.ndarray, weights: np.ndarr
     nothing = np.zeros(len(weights), bool)
     if cutoff <= 0 or not present.any():
         return SmoothRotations(np.array(rotations, np.float64), weights, nothing)
-    result = project_to_rotations(smooth(rotations, times, weights, cutoff))
-    for _ in range(REWEIGHT_ROUNDS):
-        away = np.zeros(len(weights))
-        away[present] = np.sqrt((rotation_angles(result[present], rotations[present]) ** 2).mean(-1))
-        sigma = max(1.4826 * np.median(away[present]), MIN_SIGMA)
-        biweight = np.clip(1 - (away / (TUKEY_SIGMAS * sigma)) ** 2, 0, None) ** 2
-        reweighted = first * biweight
-        if not np.any(reweighted > 0):
+    result, joints = np.empty(rotations.shape), rotations.shape[1]
+    block = max(1, BLOCK // len(rotations))
+    for remaining in range(REWEIGHT_ROUNDS, -1, -1):
+        squared_angles = np.zeros(int(present.sum()))
+        for start in range(0, joints, block):
+            part = slice(start, start + block)
+            result[:, part] = project_to_rotations(smooth(rotations[:, part], times, weights, cutoff))
+            squared_angles += (rotation_angles(result[present, part], rotations[present, part]) ** 2).sum(-1)
+        away = np.sqrt(squared_angles / joints)
+        sigma = max(1.4826 * np.median(away), MIN_SIGMA)
+        reweighted = first.copy()
+        reweighted[present] *= np.clip(1 - (away / (TUKEY_SIGMAS * sigma)) ** 2, 0, None) ** 2
+        if not remaining or not np.any(reweighted > 0):
             break
         weights = reweighted
-        result = project_to_rotations(smooth(rotations, times, weights, cutoff))
     return SmoothRotations(result, weights, present & (weights < REJECTED_BELOW * first))
 
 

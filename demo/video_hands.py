@@ -24,7 +24,7 @@ from common.types import ManoParams
 from common.utils.camera import Camera
 from common.utils.files import atomic_path, make_folder, write_json
 from common.utils.joints import JOINTS
-from demo.motion import BRIDGED, REJECTED, SEEN, Observations, jitter, smooth_person, stack_observations
+from demo.motion import BRIDGED, REJECTED, SEEN, Observations, jitter, smooth_person
 from demo.people import LOWEST_SCORE, Detector, Person, detect_people, largest_people, neighbours_hands, report_people
 from demo.predictor import HandPredictor, PreparedPhoto
 from demo.results import ResultWriter, refuse_others_results
@@ -159,7 +159,9 @@ def observe_people(
     for index, (_, _, _, rows, boxes) in enumerate(found.people):
         for row, box in zip(rows.tolist(), boxes, strict=True):
             by_row[row].append((index, box))
-    collected: list[list[Observations]] = [[] for _ in found.people]
+    # Arrays from the beginning: the many small ones of each frame would take several times their memory.
+    collected: list[Observations | None] = [None] * len(found.people)
+    filled = [0] * len(found.people)
     camera = options.intrinsics(reader.size)
     waiting: list[tuple[int, int, np.ndarray, Any]] = []  # row, person, box, prepared
 
@@ -167,7 +169,12 @@ def observe_people(
         begun = clock.monotonic()
         observed = predictor.observe([prepared for *_, prepared in batch], options.hand, options.min_confidence)
         for (_, index, box, _), observation in zip(batch, observed, strict=True):
-            collected[index].append(observation._replace(person_box_image=np.asarray(box, np.float32)))
+            observation = observation._replace(person_box_image=np.asarray(box, np.float32))
+            whole = collected[index] or _empty_like(observation, len(found.people[index][3]))
+            for values, value in zip(whole, observation, strict=True):
+                values[filled[index]] = value
+            collected[index] = whole
+            filled[index] += 1
         seconds["network"] += clock.monotonic() - begun
 
     reached, next_kept = 0, 0.0
@@ -189,7 +196,14 @@ def observe_people(
     if waiting:
         run(waiting)
     _cut(found, reached)
-    return _drop_neighbours(found, [stack_observations(items) for items in collected if items])
+    seen = [Observations(*(values[:count] for values in whole))
+            for whole, count in zip(collected, filled, strict=True) if whole]  # fmt: skip
+    return _drop_neighbours(found, seen)
+
+
+def _empty_like(one: Observations, count: int) -> Observations:
+    """Room for `count` frames of one person; `one` has no time axis."""
+    return Observations(*(np.empty((count, *value.shape), value.dtype) for value in one))
 
 
 def _cut(found: Scan, count: int) -> None:
