@@ -44,6 +44,7 @@ NAMED = 6  # photos without a hand, at most, in a line
 THREADS = 4  # that read and write beside the network
 DETECT_BATCH = 4  # photos that the person detector sees together; they are large
 HELD_BYTES = 512 << 20  # of decoded photos that are read ahead, or not yet written
+UNKNOWN_SIZE = (6000, 8000)  # a phone's largest photo, for those whose header Pillow cannot read, as of HEIC
 ALPHA_WARNING = (
     "warning: {file} has transparent pixels; the network sees the colour stored under them, as in the published"
     " system, which may differ from what viewers show (this is said once per run)"
@@ -303,7 +304,7 @@ def each(
 
 def decoded_bytes(file: Path) -> int:
     """What a photo takes in memory, (H, W, 3) uint8, by its header."""
-    height, width = image_size(file) or (0, 0)
+    height, width = image_size(file) or UNKNOWN_SIZE
     return 3 * height * width
 
 

@@ -406,6 +406,13 @@ def test_a_photo_of_too_many_pixels_is_refused_by_its_header(tmp_path, monkeypat
         load_image(tmp_path / "a.png")
 
 
+def test_a_photo_of_unknown_size_counts_as_a_large_one(photos):
+    """A HEIC tells Pillow nothing; many at once would take all memory."""
+    (photos / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    assert module.decoded_bytes(photos / "a.jpg") == 200 * 150 * 3
+    assert module.decoded_bytes(photos / "a.heic") == 6000 * 8000 * 3
+
+
 @pytest.mark.parametrize("header", [b"P7\nWIDTH 9 HEIGHT 9", b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 9 +X 9\n"])
 def test_an_image_whose_header_tells_no_size_is_not_decoded(tmp_path, monkeypatch, header):
     """It could take all memory: OpenCV reads more formats than Pillow."""
