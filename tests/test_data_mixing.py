@@ -27,6 +27,7 @@ from data.dataset import (
 )
 from main.build import open_training
 from main.config import Config
+from tests.faults import patience
 
 CONFIG = Config(trainset_3d=("InterHand26M", "ReInterHand"), trainset_2d=("MSCOCO",))
 
@@ -192,7 +193,9 @@ print(len(kept), torch.multiprocessing.get_sharing_strategy())
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere PyTorch shares memory in another way")
 def test_few_open_files():
     """Without the other way to share memory, the loader waits for ever for a worker that has no file left."""
-    result = subprocess.run([sys.executable, "-c", FEW_FILES], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-c", FEW_FILES], cwd=ROOT, capture_output=True, text=True, timeout=patience(120)
+    )
     assert result.stdout == "60 file_system\n", result.stderr
 
 

@@ -30,6 +30,7 @@ from common import distributed
 from common.distributed import FolderLock, ProcessInfo, StopSignal, barrier, launch, main_first
 from common.errors import UserError
 from main.train import wrap_model
+from tests.faults import patience
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,7 +48,7 @@ def start_script(folder: Path, work: str, sign: str) -> Iterator[subprocess.Pope
     script.write_text(code)
     with subprocess.Popen([sys.executable, script], start_new_session=True) as parent:
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + patience(120)
             while not (folder / sign).exists():
                 assert parent.poll() is None and time.monotonic() < deadline
                 time.sleep(0.05)
@@ -74,7 +75,7 @@ def test_one_that_fails_ends_all_with_one_line(
     begun = time.monotonic()
     with pytest.raises(UserError, match=told):
         launch(work, TWO)
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < patience(60)
     assert "Traceback" not in (printed := capfd.readouterr().err) and "this is wrong" not in printed
 
 
@@ -85,7 +86,7 @@ def test_none_outlives_the_one_that_started_it(tmp_path: Path) -> None:
         parent.kill()
     children = [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]
     assert len(children) == 2
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patience(20)
     while any(map(is_alive, children)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -104,7 +105,7 @@ def test_a_signal_to_one_or_all_lets_all_save(tmp_path: Path, number: int, to_gr
             os.kill(parent.pid, number)
             time.sleep(0.1)
         (os.killpg if to_group else os.kill)(parent.pid, number)
-        assert parent.wait(60) == code
+        assert parent.wait(patience(60)) == code
     assert {path.name for path in tmp_path.glob("saved *")} == {"saved 0", "saved 1"}
 
 

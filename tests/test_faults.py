@@ -18,7 +18,7 @@ from common.errors import UserError, explain_failure, one_line
 from common.utils.files import atomic_write, make_folder, write_json
 from data.dataset import init_worker, unwrap_worker_errors
 from data.store import open_store
-from tests.faults import fault_campaign
+from tests.faults import fault_campaign, patience
 from tests.faults.kill_test import compare
 from tool.toy.formats import toy_folder
 
@@ -161,7 +161,7 @@ for batch in unwrap_worker_errors(loader):
     while time.monotonic() < begun + 0.1:
         pass
 """
-    done = run_script(code.strip(), timeout=100)
+    done = run_script(code.strip(), timeout=patience(100))
     assert (
         done.returncode == 2
         and done.stderr == "error: a loader worker was killed, perhaps for lack of memory; use fewer --workers\n"

@@ -20,6 +20,7 @@ import pytest
 import data.store as store
 from common.errors import UserError
 from data.store import Columns, Store, StringColumn, open_store
+from tests.faults import patience
 
 ROOT = Path(__file__).resolve().parent.parent
 STRINGS = ["images/a.jpg", "", "händ/ü.jpg", "not utf-8: \udcff", "両手"]
@@ -398,7 +399,9 @@ def start_builder(dataset: Path, log: Path, point: str = "") -> subprocess.Popen
 
 def test_two_first_starts_build_once(dataset, tmp_path):
     log = tmp_path / "log"
-    outputs = [process.communicate(timeout=30)[0] for process in [start_builder(dataset, log) for _ in range(2)]]
+    outputs = [
+        process.communicate(timeout=patience(30))[0] for process in [start_builder(dataset, log) for _ in range(2)]
+    ]
     assert log.read_text() == "built\n"
     assert all(output.endswith("sum 10\n") for output in outputs)
     assert len(generations(dataset)) == 1
@@ -415,7 +418,7 @@ def test_a_killed_builder_leaves_nothing_that_counts(dataset, tmp_path, point):
         assert waiting.poll() is None
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert waiting.communicate(timeout=30)[0].endswith("sum 10\n")
+    assert waiting.communicate(timeout=patience(30))[0].endswith("sum 10\n")
     assert log.read_text() == "built\n" * 2
     assert open_numbers(dataset, no_build)["values"].sum() == 10
     assert len(generations(dataset)) == 1

@@ -44,6 +44,7 @@ from main.resume import (
     load_scaler,
     read_resume_point,
 )
+from tests.faults import patience
 from tests.faults.kill_test import compare
 from tool.toy import make_data
 from tool.toy.standin_hand import write_standin
@@ -513,12 +514,12 @@ def test_two_processes_do_what_one_does_in_two_parts_and_end_together(toy: Path,
     with open(tmp_path / "messages.txt", "w") as messages:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(command, stderr=messages, start_new_session=True, env=environment)
-    deadline, losses = time.monotonic() + 180, two / "log" / "losses.jsonl"
+    deadline, losses = time.monotonic() + patience(180), two / "log" / "losses.jsonl"
     while not (losses.exists() and losses.read_text().count("\n") > 2):  # the second epoch of two steps has begun
         assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "messages.txt").read_text()
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(60) == 130
+    assert process.wait(patience(60)) == 130
     assert run(toy, one, "--end_epoch", "1", "--accumulate", "2", "--train_batch_size", "4") == 0
     told = (tmp_path / "messages.txt").read_text()
     assert "Traceback" not in told and "stopped and saved" in told
@@ -633,7 +634,7 @@ def test_unreadable_sample_ends_it_with_its_name(toy: Path, tmp_path: Path) -> N
         path.write_bytes(b"not an image")
     command = [sys.executable, ROOT / "main" / "train.py"]
     command += options(toy, tmp_path, "--workers", "1", "--data", str(tmp_path / "data"))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patience(120))
     assert done.returncode == 2 and "error: MSCOCO 1" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 

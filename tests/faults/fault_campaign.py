@@ -29,6 +29,7 @@ Works on a copy of the project in --output. Exit code: 0; 1 if the rule was brok
 import argparse
 import io
 import json
+import math
 import os
 import pickle
 import random
@@ -76,6 +77,7 @@ from main.build import build_model, open_dataset
 from main.config import Config, config_to_dict
 from main.options import change_config, config_of_checkpoint, preset_config, read_config
 from main.resume import Progress, TrainState, check_order, read_resume_point, restore, save_progress
+from tests.faults import patience
 from tests.faults.corrupt import (
     HARMLESS_FAULTS,
     ODD_VALUES,
@@ -94,8 +96,8 @@ from tool.published.comparison import load_npz
 from tool.toy.standin_hand import write_standin
 from tool.untrained import show_something
 
-IN_PROCESS_S = 60  # until a function counts as hanging
-PATIENCE = 180  # seconds until a process counts as hanging
+IN_PROCESS_S = 60  # until a function counts as hanging, on an idle machine
+PATIENCE = 180  # seconds until a process counts as hanging, on an idle machine
 CORRECT, REFUSED = "correct result", "one line"
 TINY = ("crop=128,96", "body=64,64", "body_hm=16,16", "hand=64,64", "hand_hm=2,2", "pair_hm=16,16", "pair_bins=16")
 
@@ -311,14 +313,16 @@ def outcome(work: Callable[[], object]) -> str:
     """Whether a function succeeds or refuses in one line; any other exception passes.
 
     Raises:
-        Broken: it takes longer than `IN_PROCESS_S`.
+        Broken: it takes longer than `IN_PROCESS_S`, see `patience`.
     """
 
+    limit = math.ceil(patience(IN_PROCESS_S))
+
     def hang(number: int, frame: object) -> None:
-        raise Broken(f"it takes more than {IN_PROCESS_S} s")
+        raise Broken(f"it takes more than {limit} s")
 
     signal.signal(signal.SIGALRM, hang)
-    signal.alarm(IN_PROCESS_S)
+    signal.alarm(limit)
     try:
         work()
         return CORRECT
@@ -606,7 +610,8 @@ def run_script(workspace: Workspace, script: str, words: list[str], **more: Any)
     try:
         return subprocess.run(
             [sys.executable, str(workspace.project / script), *words],
-            capture_output=True, text=True, errors="replace", timeout=PATIENCE, stdin=subprocess.DEVNULL, **more,
+            capture_output=True, text=True, errors="replace", timeout=patience(PATIENCE),
+            stdin=subprocess.DEVNULL, **more,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise Broken(f"{script} hangs: {words}") from None
@@ -646,7 +651,7 @@ class Running:
 
     def wait_for(self, sign: Callable[[], bool]) -> bool:
         """Wait for the sign, or for the end of the process. Returns whether it still runs."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience(PATIENCE)
         while self.process.poll() is None and not sign() and time.monotonic() < deadline:
             time.sleep(0.01)
         return self.process.poll() is None
@@ -659,7 +664,7 @@ class Running:
     def end(self, good: tuple[int, ...] = (0,), says: str = "") -> str:
         """Wait and judge. `says`: what an error message must contain."""
         try:
-            code = self.process.wait(PATIENCE)
+            code = self.process.wait(patience(PATIENCE))
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             raise Broken("it hangs") from None
@@ -811,7 +816,7 @@ def reader_gone(workspace: Workspace, out: Path, rng: random.Random) -> str:
     os.close(reading)
     script = rng.choice(list(COMMANDS))
     command = [sys.executable, str(workspace.project / script), "--help"]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=patience(PATIENCE))
     os.close(writing)
     if "Traceback" in done.stderr:
         raise Broken(done.stderr[-300:])
