@@ -449,9 +449,6 @@ def draw_frame(
     corners, people = table["person_box_image"][rows].astype(np.float64), table["person"][rows]
     nearest_last = rows[np.argsort((corners[:, 2:] - corners[:, :2]).prod(1), kind="stable")]
     order = dict.fromkeys(table["person"][nearest_last].tolist())
-    if "boxes" in layers:
-        for person in order:
-            image = draw_person(image, corners[people == person][0], person)
     for person in order:
         own = rows[people == person]
         if meshes:  # virtual depths of two people cannot be compared
@@ -466,6 +463,9 @@ def draw_frame(
             image = draw_skeletons(image, joints, shown)
         if "boxes" in layers:
             image = draw_boxes(image, boxes, scores, shown)
+    if "boxes" in layers:
+        for person in order:  # after the hands, whose labels would hide the ids
+            image = draw_person(image, corners[people == person][0], person)
     return image
 
 

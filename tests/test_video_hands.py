@@ -289,7 +289,7 @@ def test_people_are_drawn_with_their_ids(result: Path, predictor: HandPredictor)
     first, second = image[:, 20:320], image[:, 320:620]
     for side in (first, second):
         assert side[250, 19:23].any() and not side[100:380, 40:260].any()
-    labels = np.abs(first[:58].astype(int) - second[:58])
+    labels = np.abs(first[403:].astype(int) - second[403:])
     assert 0 < labels.any(2).sum() < 200, "the same but for the number"
 
 

@@ -70,7 +70,7 @@ def draw_person(image_rgb: np.ndarray, box_image: np.ndarray, number: int) -> np
     """
     canvas = np.array(image_rgb)
     _draw_rectangle(canvas, box_image, PERSON_RGB)
-    _draw_label(canvas, f"person {number}", box_image, PERSON_RGB, [])
+    _draw_label(canvas, f"person {number}", box_image, PERSON_RGB, [], below=True)
     return canvas
 
 
@@ -171,11 +171,16 @@ def _to_uint8(rgb: Sequence[float], shade: float = 1.0) -> tuple[int, int, int]:
 
 
 def _draw_label(
-    canvas: np.ndarray, text: str, box: np.ndarray, rgb: Sequence[float], taken: list[tuple[int, int, int, int]]
+    canvas: np.ndarray,
+    text: str,
+    box: np.ndarray,
+    rgb: Sequence[float],
+    taken: list[tuple[int, int, int, int]],
+    below: bool = False,
 ) -> tuple[int, int, int, int]:
     """White text on a darker shade of the colour, on top of the box, else below it, else inside.
 
-    Returns the label's rectangle, xyxy px.
+    With `below`, below it first. Returns the label's rectangle, xyxy px.
     """
     height, width = canvas.shape[:2]
     font, wanted = cv2.FONT_HERSHEY_SIMPLEX, max(15, round(TEXT_PER_PHOTO * max(height, width)))
@@ -187,7 +192,8 @@ def _draw_label(
     left, top, right, bottom = np.clip(box, 0, [width, height] * 2).round().astype(int).tolist()
     left, top, bottom = min(left, right), min(top, bottom), max(top, bottom)
     x = max(0, min(left, width - label_width))
-    for y in (top - label_height, bottom, top, bottom - label_height, top + label_height):
+    places = [top - label_height, bottom, top, bottom - label_height, top + label_height]
+    for y in sorted(places, key=bottom.__ne__) if below else places:
         place = (x, y, x + label_width, y + label_height)
         if y >= 0 and y + label_height <= height and not any(_overlap(place, other) for other in taken):
             break
