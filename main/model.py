@@ -1,6 +1,7 @@
 """InterWild: the network, step by step: what the checkpoint computes, then the meshes of the hand model."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,8 +110,10 @@ def pose_meshes(parameters: Parameters, mano: TwoHandMano, frames: Frames) -> Pr
     """The step that needs the hand models and no checkpoint: both meshes, relative to their wrists and projected."""
     vertices_rel, joints_rel = to_wrist(*mano(parameters.mano))
     joints_cam = joints_rel + parameters.root_transl[:, :, None]
+    # PyTorch 2.6 cannot compile `_asdict` into its graph.
+    named: dict[str, Any] = dict(zip(Parameters._fields, parameters, strict=True))
     return Prediction(
-        **parameters._asdict(),
+        **named,
         vertices_rel=vertices_rel,
         joints_rel=joints_rel,
         joints_proj_hand_hm=project_to_hand_hm(joints_cam, frames),
