@@ -24,6 +24,7 @@ from demo.smoothing import (
 
 SEEN, BRIDGED, REJECTED = 0, 1, 2  # states of a hand in a frame; SEEN also where nothing is smoothed
 HANDS = (RIGHT, LEFT)
+POSED_AT_ONCE = 1024  # rows of a table; a long one at once would take several times its memory
 
 # (global_orient (R, 3), hand_pose (R, 15, 3), betas (R, 10), side (R,)) -> wrist_mano (R, 3), joints_rel (R, 21, 3), m:
 # the wrist as MANO leaves it without a translation, and the joints relative to it.
@@ -137,16 +138,20 @@ def smooth_person(
         return {}
     del columns, smoothed
     table = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
-    # One call of MANO: for the few rows of a camera's frame, calls are what costs.
-    global_orient, hand_pose, betas_both = (
-        np.concatenate((table[name], table[f"{name}_raw"])) for name in ("global_orient", "hand_pose", "betas")
-    )
-    wrists_mano, joints_rel = pose(global_orient, hand_pose, betas_both, np.tile(table["side"], 2))
-    count = len(table["side"])
-    table["transl_raw"] = table.pop("wrist_raw") - wrists_mano[count:]
-    wrists = table.pop("wrist")
-    table["transl"] = wrists - wrists_mano[:count]
-    table["joints_cam"] = joints_rel[:count] + wrists[:, None] if cutoff > 0 else table["joints_cam_raw"]  # to the bit
+    wrists, wrists_raw, joints_raw = table.pop("wrist"), table.pop("wrist_raw"), table["joints_cam_raw"]
+    table["transl"], table["transl_raw"] = np.empty_like(wrists), np.empty_like(wrists)
+    table["joints_cam"] = np.empty_like(joints_raw)
+    for start in range(0, len(wrists), POSED_AT_ONCE):
+        rows = slice(start, start + POSED_AT_ONCE)
+        # One call of MANO: for the few rows of a camera's frame, calls are what costs.
+        params = (np.concatenate((table[name][rows], table[f"{name}_raw"][rows]))
+                  for name in ("global_orient", "hand_pose", "betas"))  # fmt: skip
+        wrists_mano, joints_rel = pose(*params, np.tile(table["side"][rows], 2))
+        count = len(wrists_mano) // 2
+        table["transl"][rows] = wrists[rows] - wrists_mano[:count]
+        table["transl_raw"][rows] = wrists_raw[rows] - wrists_mano[count:]
+        # Not smoothed: as it was, to the bit.
+        table["joints_cam"][rows] = joints_rel[:count] + wrists[rows, None] if cutoff > 0 else joints_raw[rows]
     order = np.lexsort((table["side"], table["row_frame"]))
     for name in table:
         table[name] = table[name][order]

@@ -373,7 +373,7 @@ class InstantPredictor(HandPredictor):
         def draw(*shape: int) -> np.ndarray:
             return self.rng.normal(0, 0.1, shape).astype(np.float32)
 
-        return [
+        frames = [
             Observations(
                 kept=np.ones(2, bool), confidence=np.ones(2, np.float32), box_image=draw(2, 4) + (10, 10, 40, 40),
                 joints_image=draw(2, 21, 2) + 40, joints_depth_rel=draw(2, 21), global_orient=draw(2, 3),
@@ -385,6 +385,8 @@ class InstantPredictor(HandPredictor):
             )
             for _ in photos
         ]  # fmt: skip
+        return [Observations(*(values.astype(np.float32) if values.dtype.kind == "f" else values for values in frame))
+                for frame in frames]  # fmt: skip
 
 
 def _peak_of_video(path: Path, mano: Path, send: Connection) -> None:
