@@ -142,16 +142,18 @@ def smooth_person(
     table["transl"], table["transl_raw"] = np.empty_like(wrists), np.empty_like(wrists)
     table["joints_cam"] = np.empty_like(joints_raw)
     for start in range(0, len(wrists), POSED_AT_ONCE):
-        rows = slice(start, start + POSED_AT_ONCE)
+        here = slice(start, start + POSED_AT_ONCE)
         # One call of MANO: for the few rows of a camera's frame, calls are what costs.
-        params = (np.concatenate((table[name][rows], table[f"{name}_raw"][rows]))
-                  for name in ("global_orient", "hand_pose", "betas"))  # fmt: skip
-        wrists_mano, joints_rel = pose(*params, np.tile(table["side"][rows], 2))
+        global_orient, hand_pose, betas_both = (
+            np.concatenate((table[name][here], table[f"{name}_raw"][here]))
+            for name in ("global_orient", "hand_pose", "betas")
+        )
+        wrists_mano, joints_rel = pose(global_orient, hand_pose, betas_both, np.tile(table["side"][here], 2))
         count = len(wrists_mano) // 2
-        table["transl"][rows] = wrists[rows] - wrists_mano[:count]
-        table["transl_raw"][rows] = wrists_raw[rows] - wrists_mano[count:]
+        table["transl"][here] = wrists[here] - wrists_mano[:count]
+        table["transl_raw"][here] = wrists_raw[here] - wrists_mano[count:]
         # Not smoothed: as it was, to the bit.
-        table["joints_cam"][rows] = joints_rel[:count] + wrists[rows, None] if cutoff > 0 else joints_raw[rows]
+        table["joints_cam"][here] = joints_rel[:count] + wrists[here, None] if cutoff > 0 else joints_raw[here]
     order = np.lexsort((table["side"], table["row_frame"]))
     for name in table:
         table[name] = table[name][order]
