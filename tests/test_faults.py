@@ -297,7 +297,7 @@ def test_campaign(tmp_path, name):
     assert not broken and counts.total() > 5, "\n".join(broken)
 
 
-@pytest.mark.parametrize("name", ["images", "hands", "checkpoints"])
+@pytest.mark.parametrize("name", ["images", "hands", "checkpoints", "names"])
 def test_campaign_runs(tmp_path, monkeypatch, name):
     """The trials of the long campaign do what they say, and notice when the rule is broken."""
     workspace = fault_campaign.Workspace(tmp_path / "faults", [])

@@ -561,7 +561,7 @@ def try_names(workspace: Workspace, seed: int) -> Iterator[tuple[str, str]]:
         raise Broken(f"files that share their results: {outputs}")
     yield "names of results", CORRECT
     tile = np.zeros((20, 20, 3), np.uint8)
-    contact_sheet([[tile]] * len(outputs), outputs, 20)
+    contact_sheet([[tile]] * len(outputs), outputs, [""], height=20)
     yield "captions", CORRECT
     if not one_line("".join(names)).isprintable():
         raise Broken("a message holds control codes")
