@@ -186,17 +186,23 @@ def _example(network: FlatNetwork) -> tuple[tuple[Tensor], dict[str, Any]]:
 
 def write_onnx(network: FlatNetwork, file: Path, hand_model: dict[str, str] | None) -> None:
     arguments, dynamic_shapes = _example(network)
-    program = torch.onnx.export(
-        network,
-        arguments,
-        input_names=[INPUT],
-        output_names=[*OUTPUTS, *(HAND_OUTPUTS if network.with_hands else ())],
-        opset_version=OPSET,
-        dynamic_shapes=dynamic_shapes,
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    try:
+        program = torch.onnx.export(
+            network,
+            arguments,
+            input_names=[INPUT],
+            output_names=[*OUTPUTS, *(HAND_OUTPUTS if network.with_hands else ())],
+            opset_version=OPSET,
+            dynamic_shapes=dynamic_shapes,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:  # PyTorch 2.6 stops at batch norm
+        raise UserError(
+            f"PyTorch {torch.__version__} cannot write this network as ONNX: {type(error).__name__}; "
+            "a newer one may: pip install --upgrade torch torchvision"
+        ) from error
     assert program is not None
     for node in program.model.graph:
         node.metadata_props.clear()  # stack traces, with the paths of this machine

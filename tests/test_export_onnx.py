@@ -258,6 +258,18 @@ def test_a_file_that_fails_is_not_written(monkeypatch, exported, checkpoint, cop
     assert not list((copied.parent / "new").iterdir())
 
 
+def test_a_pytorch_that_cannot_convert_is_named(monkeypatch, checkpoint, tmp_path):
+    """As 2.6, the lowest version allowed; nothing is written."""
+
+    def fail(*_, **__):
+        raise torch.onnx.OnnxExporterError("a report\nof many lines")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(UserError, match="PyTorch .* cannot write this network as ONNX.*; a newer one may: pip install"):
+        run(monkeypatch, "--checkpoint", checkpoint, "--output", tmp_path / "new")
+    assert not list(tmp_path.rglob("*.onnx"))
+
+
 def test_existing_files_stay(monkeypatch, checkpoint, copied):
     before = {file: file.read_bytes() for file in copied.parent.iterdir()}
     options = ("--checkpoint", checkpoint, "--output", copied.parent)
