@@ -9,7 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -394,8 +394,10 @@ class StopSignal(StopRequest):
         if self.is_second(number) and self.parent is None:
             raise KeyboardInterrupt
         if first:
-            text = f"\nstopping after this step; a second signal, after {REPEAT_SECONDS:.0f} s, stops at once"
-            print(text, file=sys.stderr, flush=True)
+            text = f"\nstopping after this step; a second signal, after {REPEAT_SECONDS:.0f} s, stops at once\n"
+            # Not print: the signal may have interrupted one, and Python's buffer refuses a second writer.
+            with suppress(OSError, ValueError):
+                os.write(2, text.encode())  # stderr
 
     @property
     def asked(self) -> bool:

@@ -79,6 +79,33 @@ def test_one_that_fails_ends_all_with_one_line(
     assert "Traceback" not in (printed := capfd.readouterr().err) and "this is wrong" not in printed
 
 
+REQUEST_WITHIN_A_PRINT = """
+import sys
+from common.distributed import StopSignal
+
+with StopSignal() as stop:
+    print("ready", flush=True)
+    print("x" * 1_000_000, file=sys.stderr, flush=True)
+    assert stop.asked
+"""
+
+
+def test_a_signal_may_interrupt_a_print() -> None:
+    """The program waits inside a write, since nobody reads; Python's buffer refuses a print of the handler there."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", REQUEST_WITHIN_A_PRINT],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    time.sleep(1)  # until the pipe is full
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in told, told[-500:]
+    assert "stopping after this step" in told
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
 def test_none_outlives_the_one_that_started_it(tmp_path: Path) -> None:
     """Killed, it can say nothing to them; they would train on and hold the folder's lock."""
