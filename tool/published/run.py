@@ -32,6 +32,8 @@ from common.precision import AMP_DTYPES
 from tool.published import datasets, forward, loss, metrics
 from tool.published.comparison import Report
 
+RECORDED_THREADS = 2  # of the recorded results; one thread adds in another order, and some sums differ too much
+
 
 class Part(NamedTuple):
     run: Callable[[argparse.Namespace], list[Report]]
@@ -51,6 +53,7 @@ def main() -> int:
     args = parse_args()
     parts = choose_parts(args)
     args.device = parse_devices(args.gpu)[0]
+    torch.set_num_threads(RECORDED_THREADS)
     # cuDNN's default for float32 convolutions, TF32, keeps 10 bits of the mantissa: that is not what is compared here.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         reports = [report for part in parts for report in PARTS[part].run(args)]
