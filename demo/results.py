@@ -95,11 +95,11 @@ class ResultWriter:
             raise UserError(f"its results' file names would have {longest} bytes, of at most {limit}; "
                             "choose a shorter name")  # fmt: skip
         old = self._path("results", name, ".json")
-        with suppress(Exception):  # an old file may hold anything
-            self._people_before[name] = len(json.loads(old.read_bytes())["people"])
         if file:
             self._files[name] = os.path.abspath(file)
-            refuse_others_results(old, file, "photo")
+        earlier = read_earlier(old, file, "photo")
+        with suppress(Exception):  # an old file may hold anything
+            self._people_before[name] = len(earlier["people"])
         old.unlink(missing_ok=True)
 
     def write(
@@ -209,18 +209,26 @@ class ResultWriter:
         write_json(self._path("params", name, f"{stem}.json"), params)
 
 
-def refuse_others_results(old: Path, file: Path, kind: str) -> None:
-    """Raise a UserError if an earlier run's `old`, JSON, is of another file that still exists.
+def read_earlier(old: Path, file: Path | None, kind: str) -> Any:
+    """What an earlier run's `old`, JSON, holds; {} if nothing that can be read.
 
     Args:
+        file: what the results of this run are of, if it is a file.
         kind: "photo" or "video".
+
+    Raises:
+        UserError: they are of another file, which still exists.
     """
-    before = ""
+    earlier: Any = {}
+    before: Any = ""
     with suppress(Exception):  # it may hold anything
-        before = json.loads(old.read_bytes())["file"]
-    if isinstance(before, str) and before not in ("", os.path.abspath(file)) and Path(before).is_file():
+        earlier = json.loads(old.read_bytes())
+        before = earlier["file"]
+    is_other = file and isinstance(before, str) and before not in ("", os.path.abspath(file))
+    if is_other and Path(before).is_file():
         raise UserError(f"{old.parent} holds the results of another {kind} of this name, {before}; "
                         "choose another --output")  # fmt: skip
+    return earlier
 
 
 def save_photo(

@@ -27,7 +27,7 @@ from common.utils.joints import JOINTS
 from demo.motion import BRIDGED, REJECTED, SEEN, Observations, jitter, smooth_person
 from demo.people import LOWEST_SCORE, Detector, Person, detect_people, largest_people, neighbours_hands, report_people
 from demo.predictor import HandPredictor, PreparedPhoto
-from demo.results import ResultWriter, refuse_others_results
+from demo.results import ResultWriter, read_earlier
 from demo.tracking import Tracker, boxes_between
 from demo.video import CutDetector, Frame, VideoReader, VideoWriter
 
@@ -348,7 +348,7 @@ def process_video(path: Path, folder: Path, predictor: HandPredictor, options: V
         UserError: the file cannot be read, a result cannot be written, or an earlier run wrote another video's there.
     """
     seconds: dict[str, float] = dict.fromkeys(("people", "detect", "hands", "network", "smooth", "overlay"), 0.0)
-    refuse_others_results(folder / "summary.json", path, "video")
+    read_earlier(folder / "summary.json", path, "video")
     reader = VideoReader(path)
     begun = clock.monotonic()
     found = scan(reader, options, seconds)
