@@ -24,7 +24,7 @@ from demo.smoothing import (
 
 SEEN, BRIDGED, REJECTED = 0, 1, 2  # states of a hand in a frame; SEEN also where nothing is smoothed
 HANDS = (RIGHT, LEFT)
-POSED_AT_ONCE = 1024  # rows of a table; a long one at once would take several times its memory
+ROWS_AT_ONCE = 1024  # of a hand, posed or converted; all of a long track would take several times their memory
 
 # (global_orient (R, 3), hand_pose (R, 15, 3), betas (R, 10), side (R,)) -> wrist_mano (R, 3), joints_rel (R, 21, 3), m:
 # the wrist as MANO leaves it without a translation, and the joints relative to it.
@@ -103,19 +103,21 @@ def smooth_person(
     if cutoff > 0 and present.all(1).any():
         weights = np.minimum(*(confidence_weights(observations.confidence[:, h], present[:, h]) for h in HANDS))
         rel_transl = smooth(rel_transl, times, weights, cutoff)
+    places = [
+        _place(observations, columns, hand, pair, rel_transl, times, image_size, cutoff, intrinsics) for hand in HANDS
+    ]
     parts = []
-    for hand in HANDS:
-        smoothed = columns[hand]
-        if smoothed is None:
+    for hand, (smoothed, place) in enumerate(zip(columns, places, strict=True)):
+        if smoothed is None or place is None:
             continue
         rows = np.flatnonzero(smoothed["shown"])
         if only is not None:
             rows = rows[rows == only]
         if not len(rows):
             continue
-        part = {name: values[rows] for name, values in smoothed.items() if name != "shown"}
-        wrist, camera = _place(observations, columns, hand, pair, rel_transl, times, image_size, cutoff, intrinsics)
-        part |= {
+        wrist, camera = place
+        del smoothed["shown"]
+        part = {name: smoothed.pop(name)[rows] for name in list(smoothed)} | {
             "row_frame": rows,
             "side": np.full(len(rows), hand, np.int32),
             "confidence": observations.confidence[rows, hand],
@@ -136,13 +138,12 @@ def smooth_person(
         parts.append(part)
     if not parts:
         return {}
-    del columns, smoothed
+    del columns, places, observations  # memory: the table below has all that is still needed
     table = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
     wrists, wrists_raw, joints_raw = table.pop("wrist"), table.pop("wrist_raw"), table["joints_cam_raw"]
     table["transl"], table["transl_raw"] = np.empty_like(wrists), np.empty_like(wrists)
     table["joints_cam"] = np.empty_like(joints_raw)
-    for start in range(0, len(wrists), POSED_AT_ONCE):
-        here = slice(start, start + POSED_AT_ONCE)
+    for here in _blocks(len(wrists)):
         # One call of MANO: for the few rows of a camera's frame, calls are what costs.
         global_orient, hand_pose, betas_both = (
             np.concatenate((table[name][here], table[f"{name}_raw"][here]))
@@ -197,18 +198,30 @@ def _smooth_hand(
             times_here, weights = times[segment], confidence[segment]
             vectors = np.concatenate((raw["global_orient"][segment, None], raw["hand_pose"][segment]), 1)
             vectors = np.where(present[segment, None, None], vectors, 0.0)
-            matrices = Rotation.from_rotvec(vectors.reshape(-1, 3)).as_matrix().reshape(*vectors.shape[:2], 3, 3)
+            matrices = np.empty((*vectors.shape, 3), vectors.dtype)
+            for here in _blocks(len(vectors)):
+                converted = Rotation.from_rotvec(vectors[here].reshape(-1, 3)).as_matrix()
+                matrices[here] = converted.reshape(-1, *matrices.shape[1:])
             rotations, weights, rejected = smooth_rotations(matrices, times_here, weights, cutoff)
             rows = np.arange(segment.start, segment.stop)
             state[rows[rejected]] = REJECTED
             del matrices  # a long track's are large
-            smoothed = Rotation.from_matrix(rotations.reshape(-1, 3, 3)).as_rotvec().reshape(*vectors.shape)
-            result["global_orient"][segment], result["hand_pose"][segment] = smoothed[:, 0], smoothed[:, 1:]
+            for here in _blocks(len(rotations)):
+                smoothed = Rotation.from_matrix(rotations[here].reshape(-1, 3, 3)).as_rotvec()
+                smoothed = smoothed.reshape(-1, *vectors.shape[1:])
+                result["global_orient"][segment][here] = smoothed[:, 0]
+                result["hand_pose"][segment][here] = smoothed[:, 1:]
+            del vectors, rotations
             known = np.where(weights[:, None] > 0, raw["betas"][segment], 0.0)
             result["betas"][segment] = mean_betas(known, weights) if betas is None else betas[hand]
             for name in ("joints_image", "joints_depth_rel", "wrist_image", "log_focal"):
                 result[name][segment] = smooth(result[name][segment], times_here, weights, cutoff)
     return {**result, **{f"{name}_raw": values for name, values in raw.items()}, "state": state, "shown": shown}
+
+
+def _blocks(count: int) -> list[slice]:
+    """Rows 0 to `count`, `ROWS_AT_ONCE` by `ROWS_AT_ONCE`."""
+    return [slice(start, start + ROWS_AT_ONCE) for start in range(0, count, ROWS_AT_ONCE)]
 
 
 def _segments(shown: np.ndarray) -> list[slice]:
@@ -227,8 +240,8 @@ def _place(
     image_size: tuple[int, int],
     cutoff: float,
     intrinsics: Camera | None,
-) -> tuple[np.ndarray, Camera]:
-    """A hand's wrist (T, 3) m, and its cameras with focal and princpt (T, 2).
+) -> tuple[np.ndarray, Camera] | None:
+    """A hand's wrist (T, 3) m, and its cameras with focal and princpt (T, 2); None: it is never there.
 
     Frame by frame, `pair` flips and the virtual depth wanders. So over a track a virtual camera keeps its principal
     point in the middle of the image, its focal is the smoothed one, x and y follow from the smoothed wrist in px, and z
@@ -236,7 +249,8 @@ def _place(
     """
     count = len(times)
     smoothed = columns[hand]
-    assert smoothed is not None
+    if smoothed is None:
+        return None
     if cutoff <= 0:
         return observations.joints_cam[:, hand, WRIST], Camera(
             observations.focal[:, hand], observations.princpt[:, hand], intrinsics is None

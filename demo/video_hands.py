@@ -243,13 +243,18 @@ def make_table(
     options: VideoOptions,
     seconds: dict[str, float],
 ) -> dict[str, np.ndarray]:
-    """Smooth each person, and put all rows into one table, ordered by frame, person and side."""
+    """Smooth each person, and put all rows into one table, ordered by frame, person and side.
+
+    Args:
+        observed: is emptied, so that a long video's observations and its table are not in memory together.
+    """
     begun = clock.monotonic()
     parts = []
     camera = options.intrinsics(size)
-    for (shot, person, _, rows, _), observations in zip(found.people, observed, strict=True):
+    one = Observations(*(np.nan_to_num(values[:1]) for values in observed[0]))
+    for shot, person, _, rows, _ in found.people:
         times = found.times[rows]
-        part = smooth_person(observations, times, size, lambda *p: pose_rows(predictor, *p), options.smooth, camera)
+        part = smooth_person(observed.pop(0), times, size, lambda *p: pose_rows(predictor, *p), options.smooth, camera)
         if not part:
             continue
         at = part.pop("row_frame")
@@ -258,7 +263,6 @@ def make_table(
         part["shot"], part["person"] = np.full(count, shot, np.int32), np.full(count, person, np.int32)
         parts.append(part)
     if not parts:  # the columns without rows
-        one = Observations(*(np.nan_to_num(values[:1]) for values in observed[0]))
         one = one._replace(kept=np.ones((1, 2), bool))
         part = smooth_person(one, np.zeros(1), size, lambda *p: pose_rows(predictor, *p), 0.0, camera)
         part["frame"], part["time"] = part.pop("row_frame"), np.zeros(1)
@@ -364,6 +368,7 @@ def process_video(path: Path, folder: Path, predictor: HandPredictor, options: V
     if len(found.times) < scanned:
         problems.append(f"stopped after {found.times[-1]:.2f} s")
     seconds["hands"] = clock.monotonic() - begun - seconds["people"]
+    not_finite = [int((~np.isfinite(one.joints_image).all((2, 3))).sum()) for one in observed]
     table = make_table(found, observed, predictor, reader.size, options, seconds)
     make_folder(folder)
     (folder / "summary.json").unlink(missing_ok=True)  # where it is, the other files are of the same run
@@ -379,7 +384,6 @@ def process_video(path: Path, folder: Path, predictor: HandPredictor, options: V
     if not len(table["frame"]):
         print(f"{path.name}: no hand was found; the overlay is the video")
     write_table(folder / "hands.npz", table, reader.size, predictor.hand_model_name, virtual)
-    not_finite = [int((~np.isfinite(one.joints_image).all((2, 3))).sum()) for one in observed]
     summary = summarize(path.name, found, not_finite, table, predictor, problems, seconds)
     write_json(folder / "summary.json", summary | {"file": os.path.abspath(path)})
     return problems
