@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that --help is quick, and the syntax stays wi
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -101,12 +102,21 @@ def sha256(text: str) -> str:
     return text.lower()
 
 
-def count(text: str) -> int:
-    """A whole number from 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value
+def within(kind: Callable[[str], Any], low: float, high: float = math.inf) -> Callable[[str], Any]:
+    """The type of an option that takes a number, `kind` int or float, from `low` to `high`; NaN is refused."""
+
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not low <= value <= high:
+            limits = f"below {low:g}" if high == math.inf else f"not between {low:g} and {high:g}"
+            raise argparse.ArgumentTypeError(f"{text} is {limits}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse: "invalid int value: 'x'"
+    return parse
+
+
+count, fraction = within(int, 1), within(float, 0, 1)
 
 
 def names_from(known: Iterable[str]) -> Callable[[str], list[str]]:

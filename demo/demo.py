@@ -62,12 +62,17 @@ from common.options import (
     UNTRAINED,
     VIDEO_SUFFIXES,
     Parser,
+    fraction,
     sha256,
     shown,
+    within,
 )
 
 HEIC_SUFFIXES = frozenset((".heic", ".heif", ".hif"))  # read with pillow-heif, else each is a photo that failed
-MAX_NUMBER, MAX_BATCH = 1e6, 4096
+MAX_NUMBER = 1e6  # of pixels, seconds or Hz
+# Types of options.
+finite, positive = within(float, -MAX_NUMBER, MAX_NUMBER), within(float, 1 / MAX_NUMBER, MAX_NUMBER)
+not_negative, batch = within(float, 0, MAX_NUMBER), within(int, 1, 4096)
 
 
 def main() -> None:
@@ -128,7 +133,7 @@ def parse_args() -> argparse.Namespace:
     files.add_argument("--output", type=Path, default=DEMO_FOLDER, help="folder for the results (default: this one)")
     processing.add_argument("--gpu", help=GPU_HELP.replace("all CUDA GPUs", "one CUDA GPU"))
     processing.add_argument(
-        "--batch_size", type=count, default=16, help="photos per batch of the network (default: 16)"
+        "--batch_size", type=batch, default=16, help="photos per batch of the network (default: 16)"
     )
     processing.add_argument(
         "--hand",
@@ -186,15 +191,15 @@ def parse_args() -> argparse.Namespace:
         "--min_person", type=fraction, default=0.5, help="lowest score of a person, or to start a track (default: 0.5)"
     )
     people.add_argument(
-        "--max_people", type=count, default=8, help="most people in a photo or frame; the largest are kept (default: 8)"
+        "--max_people", type=batch, default=8, help="most people in a photo or frame; the largest are kept (default: 8)"
     )
     video = parser.add_argument_group("videos")
     video.add_argument(
-        "--detect_every", type=finite, default=0.17, help="seconds between detections of people (default: 0.17)"
+        "--detect_every", type=not_negative, default=0.17, help="seconds between detections of people (default: 0.17)"
     )
     video.add_argument(
         "--smooth",
-        type=finite,
+        type=not_negative,
         default=3.0,
         help="cut-off frequency of the smoothing, Hz; 0: frame by frame (default: 3)",
     )
@@ -210,7 +215,7 @@ def parse_args() -> argparse.Namespace:
     )
     video.add_argument(
         "--frames_every",
-        type=finite,
+        type=not_negative,
         default=0.0,
         metavar="S",
         help="every S seconds, also write the files of a photo for that frame (default: never)",
@@ -222,7 +227,7 @@ def parse_args() -> argparse.Namespace:
     camera.add_argument("--seconds", type=positive, help="end after this many seconds (default: never)")
     camera.add_argument(
         "--delay",
-        type=finite,
+        type=not_negative,
         default=0.14,
         help="seconds that a frame waits for later ones to be smoothed (default: 0.14)",
     )
@@ -235,8 +240,6 @@ def parse_args() -> argparse.Namespace:
         help="show the overlay in a browser of this machine (default: a free port, which is printed)",
     )
     args = parser.parse_args()
-    if min(args.smooth, args.detect_every, args.delay, args.frames_every) < 0:
-        parser.error("--smooth, --detect_every, --delay and --frames_every must not be below 0")
     if args.camera is None and (args.seconds is not None or args.show is not None):
         parser.error("--seconds and --show need --camera")
     if args.input is None:
@@ -246,38 +249,6 @@ def parse_args() -> argparse.Namespace:
     if args.princpt and not args.focal:
         parser.error("--princpt needs --focal")
     return args
-
-
-def fraction(text: str) -> float:
-    """A number from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-def finite(text: str) -> float:
-    """A number below `MAX_NUMBER`: of pixels, seconds or Hz."""
-    value = float(text)
-    if not abs(value) < MAX_NUMBER:
-        raise argparse.ArgumentTypeError(f"{text} is not a number below {MAX_NUMBER:g}")
-    return value
-
-
-def positive(text: str) -> float:
-    """A number above 0, of pixels or seconds."""
-    value = finite(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def count(text: str) -> int:
-    """A whole number from 1."""
-    value = int(text)
-    if not 1 <= value <= MAX_BATCH:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {MAX_BATCH}")
-    return value
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:

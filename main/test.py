@@ -60,6 +60,7 @@ from common.options import (
     MANO_HELP,
     OUTPUT_FOLDER,
     Parser,
+    within,
 )
 from common.precision import autocast
 from common.run_record import Board, TensorBoard, import_service, open_service, run_record
@@ -114,15 +115,13 @@ def parse_args() -> argparse.Namespace:
         "--skip_bad", action="store_true", help="leave out samples that cannot be read, and count them"
     )
     results.add_argument(
-        "--visualize", type=int, default=0, metavar="N", help="draw N samples and the worst (default: 0)"
+        "--visualize", type=within(int, 0), default=0, metavar="N", help="draw N samples and the worst (default: 0)"
     )
     results.add_argument("--log_to", choices=LOG_SERVICES, help=LOG_TO_HELP)
     add_config_options(parser, shown=USED, presets=False)
     args = parser.parse_args()
     if args.test_epoch is None and args.checkpoint is None:
         parser.error("no network given; name its epoch with --test_epoch or its file with --checkpoint")
-    if args.visualize < 0:
-        parser.error("--visualize must be 0 or more")
     return args
 
 

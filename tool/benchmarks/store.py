@@ -37,7 +37,7 @@ import numpy as np
 import psutil
 
 from common.errors import UserError
-from common.options import Parser
+from common.options import Parser, within
 from data.InterHand26M.InterHand26M import InterHand26M
 from data.layouts import INTERHAND_JSONS
 from tool.benchmarks.big_annotations import write_annotations
@@ -204,8 +204,5 @@ def parse_args() -> argparse.Namespace:
     what.add_argument("--root", type=Path, help="folder of a real InterHand26M dataset")
     parser.add_argument("--work", type=Path, required=True, help="folder for intermediate files; a few GB")
     parser.add_argument("--samples", type=int, default=5000, help="annotations that each worker reads (default: 5000)")
-    parser.add_argument("--workers", type=int, default=8, help="loader workers, at least 2 (default: 8)")
-    args = parser.parse_args()
-    if args.workers < 2:
-        parser.error("--workers: sharing shows with two or more")
-    return args
+    parser.add_argument("--workers", type=within(int, 2), default=8, help="loader workers, at least 2 (default: 8)")
+    return parser.parse_args()

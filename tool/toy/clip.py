@@ -33,9 +33,8 @@ from scipy.interpolate import CubicSpline
 from scipy.spatial.transform import Rotation, RotationSpline
 from tqdm import tqdm
 
-from common.errors import UserError
 from common.nets.mano_files import read_hand_models
-from common.options import MANO_FOLDER, MANO_HELP, Parser
+from common.options import MANO_FOLDER, MANO_HELP, Parser, fraction, names_from, within
 from common.types import LEFT, RIGHT, ManoParams
 from common.utils.boxes import xywh_to_xyxy
 from common.utils.camera import CaptureCamera
@@ -85,24 +84,11 @@ class Clip(NamedTuple):
 def main() -> None:
     """The command."""
     args = parse_args()
-    names = list(dict.fromkeys(args.clips.split(",")))
-    for name in names:
-        if name not in CLIPS:
-            raise UserError(f"--clips {args.clips}: there is no {name!r}; there are: {', '.join(CLIPS)}")
-    for is_wrong, rule in (
-        (not 0.1 <= args.seconds <= 30, "--seconds: between 0.1 and 30 (all frames are in memory)"),
-        (not 0.1 <= args.scale <= 4, "--scale: between 0.1 and 4"),
-        (not 0 <= args.variety <= 1, "--variety: between 0 and 1"),
-        (not 0 <= args.box_noise <= 1, "--box_noise: between 0 and 1"),
-        (args.seed < 0, "--seed: not below 0"),
-    ):
-        if is_wrong:
-            raise UserError(rule)
     quiet_opencv()
     torch.set_num_threads(1)  # one hand at a time is too little work to share
     rig = build_rig(read_hand_models(args.mano))
     skin = build_skin(rig)
-    for name in names:
+    for name in args.clips:
         clip = make_clip(name, rig, args.seconds, args.seed, args.scale, args.variety)
         write_clip(args.output / name, name, clip, rig, skin, args.seed, args.box_noise)
         print(f"wrote {args.output / name}: {len(clip.ticks)} frames of {rig.mano.name}")
@@ -111,13 +97,13 @@ def main() -> None:
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of the clips")
-    parser.add_argument("--clips", default=",".join(CLIPS), help="names of the clips, comma-separated (default: all)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of a clip in seconds (default: 4)")
-    parser.add_argument("--scale", type=float, default=1.0, help="factor on the frames' size, 640 x 360 (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default: 0)")
-    parser.add_argument("--variety", type=float, default=0.25, help="how much poses vary, 0 to 1 (default: 0.25)")
+    parser.add_argument("--clips", type=names_from(CLIPS), default=CLIPS, help="names, comma-separated (default: all)")
+    parser.add_argument("--seconds", type=within(float, 0.1, 30), default=4.0, help="length of a clip (default: 4)")
+    parser.add_argument("--scale", type=within(float, 0.1, 4), default=1.0, help="factor on 640 x 360 (default: 1)")
+    parser.add_argument("--seed", type=within(int, 0), default=0, help="seed of the random numbers (default: 0)")
+    parser.add_argument("--variety", type=fraction, default=0.25, help="how much poses vary, 0 to 1 (default: 0.25)")
     parser.add_argument(
-        "--box_noise", type=float, default=0.0, help="noise on boxes.json, relative to the box's size (default: 0)"
+        "--box_noise", type=fraction, default=0.0, help="noise on boxes.json, relative to the box's size (default: 0)"
     )
     parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
     return parser.parse_args()

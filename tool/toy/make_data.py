@@ -22,9 +22,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from common.errors import UserError
 from common.nets.mano_files import read_hand_models
-from common.options import DATA_FOLDER, MANO_FOLDER, MANO_HELP, Parser, names_from
+from common.options import DATA_FOLDER, MANO_FOLDER, MANO_HELP, Parser, count, fraction, names_from, within
 from common.utils.images import quiet_opencv
 from tool.toy import coco, hic, interhand, reinterhand
 from tool.toy.formats import Plan, check_folder, toy_folder
@@ -37,7 +36,6 @@ WRITERS = {"InterHand26M": interhand.write, "MSCOCO": coco.write, "HIC": hic.wri
 def main() -> None:
     """The command."""
     args = parse_args()
-    check_args(args)
     for name in args.sets:  # before any work
         check_folder(args.output / name)
     quiet_opencv()
@@ -53,18 +51,6 @@ def main() -> None:
         print(f"wrote {args.output / name}: toy data of {rig.mano.name}")
 
 
-def check_args(args: argparse.Namespace) -> None:
-    """Raises UserError if a number is out of its limits."""
-    for is_wrong, rule in (
-        (args.train < 1 or args.test < 1, "--train and --test: at least 1"),
-        (args.seed < 0, "--seed: not below 0"),
-        (not 0.1 <= args.scale <= 4, "--scale: between 0.1 and 4"),
-        (not 0 <= args.variety <= 1, "--variety: between 0 and 1"),
-    ):
-        if is_wrong:
-            raise UserError(rule)
-
-
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__, {"--out": "--output"})
@@ -75,10 +61,10 @@ def parse_args() -> argparse.Namespace:
         default=list(WRITERS),
         help=f"datasets to write, of {','.join(WRITERS)} (default: all)",
     )
-    parser.add_argument("--train", type=int, default=200, help="training samples per dataset (default: %(default)s)")
-    parser.add_argument("--test", type=int, default=50, help="test samples per dataset (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default: 0)")
-    parser.add_argument("--scale", type=float, default=1.0, help="factor on the images' size (default: 1)")
-    parser.add_argument("--variety", type=float, default=1.0, help="how much poses and views vary, 0 to 1 (default: 1)")
+    parser.add_argument("--train", type=count, default=200, help="training samples per dataset (default: %(default)s)")
+    parser.add_argument("--test", type=count, default=50, help="test samples per dataset (default: %(default)s)")
+    parser.add_argument("--seed", type=within(int, 0), default=0, help="seed of the random numbers (default: 0)")
+    parser.add_argument("--scale", type=within(float, 0.1, 4), default=1.0, help="factor on sizes (default: 1)")
+    parser.add_argument("--variety", type=fraction, default=1.0, help="how much hands and views vary (default: 1)")
     parser.add_argument("--mano", type=Path, default=MANO_FOLDER, help=MANO_HELP)
     return parser.parse_args()
