@@ -26,12 +26,11 @@ from typing import IO, Any, NamedTuple, TypeVar
 from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from common.errors import UserError, error_context, is_out_of_memory
 from common.options import DATA_FOLDER, Parser
-from common.utils.files import ADVICE, atomic_write, make_folder
+from common.utils.files import ADVICE, atomic_write, exclusive, make_folder
 from data import layouts
 from data.layouts import DATASETS, TOY_MARK, Archive
 
@@ -223,7 +222,11 @@ def run_job(job: Job, dry_run: bool = False) -> None:
     check_space(job.folder, known + (sum(unpacked) if job.keep else max(unpacked)))
     begun = sum(min(here[path], size or 0) for path, size in sizes.items())
     total_bytes = None if None in sizes.values() else known
-    with locked(job.folder), _bar("", total_bytes, initial=begun, leave=True) as progress:
+    running = f"another download is running in {job.folder}; wait for it or stop it first"
+    with (
+        exclusive(job.folder / ".download.lock", running),
+        _bar("", total_bytes, initial=begun, leave=True) as progress,
+    ):
 
         def get(path: str) -> Path:
             fetch(f"{job.base}/{quote(path)}", job.folder / path, md5s[path], progress, sizes[path])
@@ -247,16 +250,6 @@ def check_space(folder: Path, needed: int) -> None:
             f"the disk of {folder} has {size_text(free)} free, about {size_text(needed)} are needed; free some space, "
             "choose fewer parts, or another folder with --output"
         )
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep a second download out of the folder."""
-    try:
-        with FileLock(folder / ".download.lock", timeout=0):
-            yield
-    except Timeout:
-        raise UserError(f"another download is running in {folder}; wait for it or stop it first") from None
 
 
 def _bytes_here(path: Path) -> int:

@@ -21,7 +21,7 @@ from common.errors import UserError, brief
 from common.options import MESH_FORMATS, RENDERERS
 from common.types import SIDES
 from common.utils.camera import Camera
-from common.utils.files import atomic_write, make_folder, write_image, write_json
+from common.utils.files import check_writable, write_image, write_json
 from common.utils.images import TURNS
 from common.utils.joints import JOINTS
 from demo.hands import Hand, PersonHands, PhotoHands
@@ -72,10 +72,7 @@ class ResultWriter:
         # A missing renderer or a read-only folder is found now, not after the network has run.
         render_hands(np.zeros((1, 1, 3), np.uint8), [], renderer)
         for name in FOLDERS:
-            make_folder(folder / name)
-            probe = folder / name / ".writable"
-            atomic_write(probe, b"")
-            probe.unlink(missing_ok=True)
+            check_writable(folder / name)
 
     def begin(self, name: str, people: int = 1, file: Path | None = None) -> None:
         """Remove `results/NAME.json` of an earlier run: where it exists, a photo's other files are of the same run.

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import cv2
 import numpy as np
+from filelock import FileLock, Timeout
 
 from common.errors import UserError, error_context
 
@@ -156,6 +157,24 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make folder {path}: {error.strerror or error}; choose another folder") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder, and fail now if files cannot be written into it. Raises UserError."""
+    make_folder(folder)
+    probe = folder / ".writable"
+    atomic_write(probe, b"")
+    probe.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(lock: Path, problem: str) -> Iterator[None]:
+    """Keep other processes out during the block, by a lock file. Raises UserError(problem) if one holds it."""
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout:
+        raise UserError(problem) from None
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:

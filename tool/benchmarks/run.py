@@ -46,7 +46,7 @@ from common.errors import UserError
 from common.nets.mano import TwoHandMano
 from common.nets.mano_files import read_hand_models
 from common.options import GPU_HELP, MANO_FOLDER, ROOT, Parser, count, names_from
-from common.utils.files import atomic_write, make_folder, write_json
+from common.utils.files import check_writable, make_folder, write_json
 from common.utils.images import quiet_opencv
 from main.options import preset_config
 from tool.benchmarks import video
@@ -77,10 +77,7 @@ def main() -> int:
     quiet_opencv()
     device = parse_devices(args.gpu)[0]
     if args.output:
-        make_folder(args.output.parent)
-        probe = args.output.with_name(f".{args.output.name}.writable")
-        atomic_write(probe, b"")  # fails now rather than after the measurements
-        probe.unlink(missing_ok=True)
+        check_writable(args.output.parent)  # now rather than after the measurements
     if args.what == "video":
         with tempfile.TemporaryDirectory(prefix="benchmark_") as temporary:
             return report_video(args, Path(temporary))

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from common.errors import UserError
 from common.types import SIDES
 from common.utils.boxes import bbox_from_points, xywh_to_xyxy
-from common.utils.files import atomic_write, make_folder, write_image, write_json
+from common.utils.files import atomic_write, exclusive, make_folder, write_image, write_json
 from data.layouts import TOY_MARK
 from tool.toy.rendering import Look, Skin, draw_hands, finish
 from tool.toy.scene import HandRig, Hands, View
@@ -81,7 +80,8 @@ def toy_folder(folder: Path) -> Iterator[Path]:
     """
     check_folder(folder)
     make_folder(folder)
-    with _lock(folder):
+    problem = f"another command writes toy data into {folder}; wait for it, or choose another --output"
+    with exclusive(folder.with_name(f".{folder.name}.toy_lock"), problem):  # beside the folder, which holds data alone
         _finish_switch(folder)  # of a run that was killed
         make_folder(folder / NEW)
         try:
@@ -96,18 +96,6 @@ def toy_folder(folder: Path) -> Iterator[Path]:
             except BaseException:  # a signal: finish first what has begun
                 _finish_switch(folder)
                 raise
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keep a second command out. The lock lies beside the folder, which holds toy data alone."""
-    try:
-        with FileLock(folder.with_name(f".{folder.name}.toy_lock"), timeout=0):
-            yield
-    except Timeout:
-        raise UserError(
-            f"another command writes toy data into {folder}; wait for it, or choose another --output"
-        ) from None
 
 
 def _finish_switch(folder: Path) -> None:
