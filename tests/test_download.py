@@ -218,7 +218,10 @@ def test_two_downloads_in_one_folder(server, tmp_path):
     """They would write into each other's part files."""
     server.files["a.bin"] = CONTENT
     job = download.Job(server.base, tmp_path, [download.RemoteFile("a.bin")], [], {}, keep=False)
-    with download.exclusive(tmp_path / ".download.lock", ""), pytest.raises(UserError, match="another download is running"):
+    with (
+        download.exclusive(tmp_path / ".download.lock", ""),
+        pytest.raises(UserError, match="another download is running"),
+    ):
         download.run_job(job)
     download.run_job(job)
     assert (tmp_path / "a.bin").read_bytes() == CONTENT

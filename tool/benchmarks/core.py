@@ -116,14 +116,13 @@ class Clock:
     rounds: int
     progress: Callable[[str], object] = print
 
-    def seconds(self, function: Callable[[], object], repeat: int = 1) -> tuple[float, float]:
-        """Seconds per call: wall-clock time, and CPU time of all threads of this process."""
+    def seconds(self, function: Callable[[], object]) -> tuple[float, float]:
+        """Seconds of a call: wall-clock time, and CPU time of all threads of this process."""
         synchronize(self.device)
         wall, work = time.perf_counter(), time.process_time()
-        for _ in range(repeat):
-            function()
+        function()
         synchronize(self.device)
-        return (time.perf_counter() - wall) / repeat, (time.process_time() - work) / repeat
+        return time.perf_counter() - wall, time.process_time() - work
 
     def compare(
         self,

@@ -6,7 +6,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from common.nets.trans_net import PEAK, SIGMA, convolve_heatmaps
 from main.build import build_model, prepare_inference
@@ -16,7 +15,6 @@ from tool.benchmarks.profile import run_profile
 from tool.untrained import show_something
 
 INFERENCE_LIMIT, INPUT_SPEED_LIMIT, INPUT_MEMORY_LIMIT, INPUT_ERROR_LIMIT = 1.15, 10.0, 2.0, 1e-5
-MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
 
 
 def untrained(bench: Bench) -> InterWild:
@@ -94,7 +92,7 @@ def inference(bench: Bench) -> list[Measurement]:
                 limit=bench.limit(INFERENCE_LIMIT),
                 detail=describe_reference(model),
             )
-        measurements += [ratio, operation_rate(bench, dtype, count_operations(backbones, inputs), ratio)]
+        measurements.append(ratio)
     if bench.args.profile:
         with torch.inference_mode(), autocast(bench.args.dtypes[0], bench.device):
             bench.notes["inference"] = run_profile(partial(model, images), model, bench.device)
@@ -119,35 +117,6 @@ def cost_by_batch(
         batch *= 2
     if found:
         bench.notes[f"{what}, by batch"] = found
-
-
-# ---- The share of what the machine can do ----
-
-
-def count_operations(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    """Floating-point operations of one forward pass; a multiplication and an addition count as two."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(*inputs)
-    return counter.get_total_flops()
-
-
-def operation_rate(bench: Bench, dtype: str, operations: int, ratio: Measurement) -> Measurement:
-    """The rate of the backbones' operations within the whole, against that of a large matrix product here."""
-    size, device = MATRIX_SIZE[bench.device.type], bench.device
-    with torch.no_grad(), autocast(dtype, device):
-        a, b = (torch.rand(size, size, device=device) for _ in range(2))
-        if torch.is_autocast_enabled(device.type):  # otherwise the product would convert them each time
-            a, b = a.bfloat16(), b.bfloat16()
-        seconds = min(bench.clock.seconds(lambda: a @ b)[0] for _ in range(20))
-    peak, whole = 2 * size**3 / seconds, operations / ratio.parts["measured_s"]
-    return Measurement(
-        ratio.stage,
-        f"{ratio.stage}: backbone operations per second, relative to a matrix product, {dtype}",
-        100 * whole / peak,
-        "%",
-        detail=f"{operations / 1e9:.1f} G operations in the time of the whole; {size} x {size} {a.dtype} matrices",
-        parts={"Gflops_per_s": whole / 1e9, "matmul_Gflops_per_s": peak / 1e9},
-    )
 
 
 # ---- The input of the translation network ----

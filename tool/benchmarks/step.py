@@ -16,14 +16,7 @@ from main import train
 from main.config import Config
 from main.resume import Progress, TrainState
 from tool.benchmarks.core import Bench, Measurement, amp_of, autocast, peak_memory
-from tool.benchmarks.network import (
-    Backbones,
-    backbone_inputs,
-    cost_by_batch,
-    count_operations,
-    describe_reference,
-    operation_rate,
-)
+from tool.benchmarks.network import Backbones, backbone_inputs, cost_by_batch, describe_reference
 from tool.benchmarks.profile import run_profile
 
 STEP_LIMIT = 1.25
@@ -69,70 +62,48 @@ def make_step(run: Run, batch: int) -> Callable[[], None]:
     return step
 
 
-class BackboneStep:
+def make_backbone_step(run: Run, batch: int, dtype: str) -> Callable[[], None]:
     """Forward and backward pass of the backbones alone.
 
     The gradient comes from outside, and none goes to the inputs: no loss, no optimizer, no norm.
     """
+    backbones, inputs = Backbones(run.state.model, with_deconv=False), backbone_inputs(run.state.model, batch)
+    network = torch.compile(backbones) if dtype == "compiled" else backbones
+    gradients: list[torch.Tensor] = []
 
-    def __init__(self, run: Run, batch: int, dtype: str, with_deconv: bool) -> None:
-        model, self.device, self.dtype = run.state.model, run.process.device, dtype
-        self.backbones = Backbones(model, with_deconv)
-        self.network = torch.compile(self.backbones) if dtype == "compiled" else self.backbones
-        self.inputs = backbone_inputs(model, batch)
-        self.gradients: list[torch.Tensor] = []
+    def step() -> None:
+        backbones.zero_grad(set_to_none=True)
+        with autocast(dtype, run.process.device):
+            outputs = network(*inputs)
+        gradients[:] = gradients or [torch.full_like(output, 1e-6) for output in outputs]
+        torch.autograd.backward(outputs, gradients)
 
-    def __call__(self) -> None:
-        self.backbones.zero_grad(set_to_none=True)
-        with autocast(self.dtype, self.device):
-            outputs = self.network(*self.inputs)
-        self.gradients = self.gradients or [torch.full_like(output, 1e-6) for output in outputs]
-        torch.autograd.backward(outputs, self.gradients)
+    return step
 
 
 def training_step(bench: Bench) -> list[Measurement]:
-    """The step against its backbones, for each dtype."""
+    """The step against its backbones, and its memory, for each dtype."""
     measurements, batch = [], bench.args.step_batch
     for dtype in bench.args.dtypes:
         run = open_run(bench, dtype)
-        whole = make_step(run, batch)
-        measurements += one_dtype(run, bench, dtype, whole)
+        whole, model = make_step(run, batch), run.state.model
+        ratio = bench.clock.compare(
+            "step",
+            f"training step / its backbones, {dtype}, batch {batch}",
+            whole,
+            make_backbone_step(run, batch, dtype),
+            limit=bench.limit(STEP_LIMIT),
+            detail=f"images, targets, network, losses, backward, gradient norm, Adam; {describe_reference(model)}; "
+            "forward and backward",
+        )
+        what, detail = f"  memory of a step, {dtype}, batch {batch}", "beyond weights and optimizer state"
+        memory = peak_memory(whole, bench.device) / 1e6
+        measurements += [ratio, Measurement("step", what, memory, "MB", detail=detail)]
         if bench.args.profile and dtype == bench.args.dtypes[0]:
-            bench.notes[f"training step, {dtype}"] = run_profile(whole, run.state.model, bench.device)
+            bench.notes[f"training step, {dtype}"] = run_profile(whole, model, bench.device)
         if dtype == bench.args.dtypes[-1]:
             cost_by_batch(bench, "training step", "samples", partial(make_step, run), batch)
-        del run, whole  # before the next one takes memory
+        del run, whole, model  # before the next one takes memory
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
     return measurements
-
-
-def one_dtype(run: Run, bench: Bench, dtype: str, whole: Callable[[], None]) -> list[Measurement]:
-    """The ratio, the part of it that is the detector's deconv, the rate of operations, the memory."""
-    batch = bench.args.step_batch
-    backbones = BackboneStep(run, batch, dtype, with_deconv=False)
-    ratio = bench.clock.compare(
-        "step",
-        f"training step / its backbones, {dtype}, batch {batch}",
-        whole,
-        backbones,
-        limit=bench.limit(STEP_LIMIT),
-        detail=f"images, targets, network, losses, backward, gradient norm, Adam; "
-        f"{describe_reference(run.state.model)}; forward and backward",
-    )
-    with_deconv = bench.clock.compare(
-        "step",
-        f"  of that: backbones and deconv / backbones, {dtype}",
-        BackboneStep(run, batch, dtype, with_deconv=True),
-        backbones,
-        detail="the deconv's convolutions are as large as a backbone's: a step cannot come closer to its backbones",
-    )
-    rate = operation_rate(bench, dtype, 3 * count_operations(backbones.backbones, backbones.inputs), ratio)
-    memory = Measurement(
-        "step",
-        f"  memory of a step, {dtype}, batch {batch}",
-        peak_memory(whole, bench.device) / 1e6,
-        "MB",
-        detail="beyond weights and optimizer state",
-    )
-    return [ratio, with_deconv, rate, memory]

@@ -11,7 +11,7 @@ import multiprocessing
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,6 +28,7 @@ from common.errors import error_context
 from common.nets.mano import TwoHandMano, to_wrist
 from common.nets.mano_files import read_hand_models
 from common.types import ManoParams
+from common.utils.boxes import iou
 from demo.motion import Observations
 from demo.predictor import HandPredictor, PreparedPhoto
 from demo.smoothing import confidence_weights, cutoff_at, mean_betas, smooth, smooth_rotations, window_at
@@ -45,7 +46,8 @@ from tool.untrained import show_something
 
 CUTOFF = 3.0  # Hz, the default of --smooth
 DELAY = 0.14  # s
-ONE_EURO = 1.0, 1.0  # cutoff in Hz and beta, see `one_euro`
+# Of a hand at rest in Hz, and how fast it rises with the speed: of rotations per radian, of places per 0.1 m.
+ONE_EURO = 1.0, 1.0
 FPS, FRAMES = 30, 300
 FAST_KEY_SECONDS, FAST_CUTOFF = 0.28, 2.5  # s between key poses, Hz
 DETECT_EVERY = 5  # frames
@@ -130,25 +132,20 @@ def smooth_live(noisy: Motion, delay: float) -> Motion:
     return noisy._replace(rotations=rotations, wrist=wrist, betas=betas)
 
 
-def one_euro(noisy: Motion, cutoff: float = ONE_EURO[0], beta: float = ONE_EURO[1]) -> Motion:
+def one_euro(noisy: Motion) -> Motion:
     """For comparison: the One-Euro filter (Casiez et al., 2012), on SO(3) for rotations. It waits for no later frame.
 
     A frame without the hand leaves the filter as it is; shapes are averaged as by a camera.
-
-    Args:
-        cutoff: Hz, of a hand at rest.
-        beta: how fast the cutoff rises with the speed; of rotations per radian, of places per 0.1 m.
     """
+    cutoff, beta = ONE_EURO
     rotations, wrist, betas = (x.copy() for x in (noisy.rotations, noisy.wrist, noisy.betas))
     for side in (0, 1):
         seen = np.flatnonzero(noisy.present[:, side])
         turn_speed, speed = np.zeros((16, 3)), np.zeros(3)
         for before, now in zip(seen[:-1], seen[1:], strict=True):
             step = noisy.times[now] - noisy.times[before]
-            rotations[before + 1 : now, side], wrist[before + 1 : now, side] = (
-                rotations[before, side],
-                wrist[before, side],
-            )
+            rotations[before + 1 : now, side] = rotations[before, side]
+            wrist[before + 1 : now, side] = wrist[before, side]
             last = Rotation.from_matrix(rotations[before, side])
             turn = (last.inv() * Rotation.from_matrix(noisy.rotations[now, side])).as_rotvec()
             move = noisy.wrist[now, side] - wrist[before, side]
@@ -250,10 +247,10 @@ def uneven_stamps(rig: HandRig) -> list[Measurement]:
 # ---- Tracking ----
 
 
-def walk(seed: int, seconds: float = 12.0) -> tuple[np.ndarray, np.ndarray]:
+def walk(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Four people who cross: times (T,), true boxes (T, 4 people, 4)."""
     rng = np.random.default_rng(seed)
-    times = np.arange(int(seconds * FPS)) / FPS
+    times = np.arange(12 * FPS) / FPS
     phase, period = rng.uniform(0, 2 * np.pi, 4), rng.uniform(6, 11, 4)
     x = 640 + rng.uniform(200, 420, 4) * np.sin(2 * np.pi * times[:, None] / period + phase)
     y = 360 + 20 * np.sin(2 * np.pi * times[:, None] / 5 + phase) + 30 * np.arange(4)
@@ -287,7 +284,7 @@ def id_scores(times: np.ndarray, true: np.ndarray, tracker: Tracker) -> tuple[fl
     total, false = 0, 0
     for column, track in enumerate(tracks):
         rows, boxes = boxes_between(track, times)
-        overlap = np.stack([box_iou(boxes, true[rows, person]) for person in range(true.shape[1])])
+        overlap = np.stack([iou(boxes, true[rows, person]).numpy() for person in range(true.shape[1])])
         matches[:, column] = (overlap >= 0.5).sum(1)
         total += len(rows)
         false += int((overlap.max(0) < 0.3).sum())
@@ -295,16 +292,10 @@ def id_scores(times: np.ndarray, true: np.ndarray, tracker: Tracker) -> tuple[fl
     return 200 * matches[people, chosen].sum() / (true.shape[0] * true.shape[1] + total), false / total
 
 
-def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(R, 4) x (R, 4) -> (R,)."""
-    sides = np.clip(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0, None).prod(-1)
-    return sides / ((a[:, 2:] - a[:, :2]).prod(-1) + (b[:, 2:] - b[:, :2]).prod(-1) - sides)
-
-
-def track_crossing_people(seeds: Sequence[int] = range(6)) -> tuple[float, float]:
-    """Means of `id_scores`, detections in every fifth frame."""
+def track_crossing_people() -> tuple[float, float]:
+    """Means of `id_scores` over six videos, detections in every fifth frame."""
     results = []
-    for seed in seeds:
+    for seed in range(6):
         times, true = walk(seed)
         rng, tracker = np.random.default_rng(seed + 100), Tracker()
         for frame in range(0, len(times), DETECT_EVERY):
