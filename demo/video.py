@@ -13,10 +13,13 @@ from typing import NamedTuple
 import av
 import cv2
 import numpy as np
-from av.error import FFmpegError
+from av.error import ArgumentError, FFmpegError, InvalidDataError
 
 from common.errors import UserError
 
+# FFmpeg's names of the containers that are read. Not playlists, which name other files to open.
+CONTAINERS = "mov,matroska,avi,gif,mpegts,mpeg,flv,asf,ogg"
+MAX_PIXELS = 8192 * 4352  # H.264's largest frame; larger ones are refused before they are decoded
 MIN_STEP = 1e-6  # s; equal or falling time stamps are moved to this after the one before
 MISSING_SECONDS = 0.25  # a video that ends this much before its declared length is cut short
 FALLBACK_RATE = Fraction(30)  # frames / s, where neither stamps nor a rate are given
@@ -40,18 +43,19 @@ class VideoReader:
 
     Args:
         path: a file with a video track.
+        max_pixels: of a frame.
 
     Raises:
-        UserError: the file cannot be opened, or holds no video.
+        UserError: the file cannot be opened, holds no video, or frames that are too large.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, max_pixels: int = MAX_PIXELS) -> None:
+        self.path, self.max_pixels = path, max_pixels
         try:
-            with av.open(str(path)) as container:
+            with _open(path) as container:
                 if not container.streams.video:
                     raise UserError(f"cannot read {path}: it holds no video" + _what_else(container))
-                stream = container.streams.video[0]
+                stream = self._stream(container)
                 self.time_base = stream.time_base or 1 / FALLBACK_RATE
                 self.rate = stream.average_rate or stream.guessed_rate or FALLBACK_RATE
                 self.has_sound = bool(container.streams.audio)
@@ -59,7 +63,7 @@ class VideoReader:
                 self.declared_frames = stream.frames or None
                 first = next(container.decode(stream), None)
         except (FFmpegError, OSError, ValueError, StopIteration) as error:
-            raise UserError(f"cannot read {path}: {_reason(error)}") from None
+            raise UserError(f"cannot read {path}: {_why_not_read(path, error)}") from None
         if first is None:
             raise UserError(f"cannot read {path}: it holds no frame that can be decoded")
         self.size = upright(first).shape[:2]  # (H, W)
@@ -69,8 +73,8 @@ class VideoReader:
         """Decode the frames. After the last one, `problem` says whether the file was cut short or damaged."""
         self.problem, last_time, last_pts, origin, index = None, -MIN_STEP, -1, None, -1
         try:
-            with av.open(str(self.path)) as container:
-                stream = container.streams.video[0]
+            with _open(self.path) as container:
+                stream = self._stream(container)
                 stream.thread_type = "AUTO"
                 for index, decoded in enumerate(container.decode(stream)):
                     image = upright(decoded)
@@ -83,14 +87,28 @@ class VideoReader:
                     last_pts, last_time = max(pts, last_pts + 1) if index else pts, time
                     yield Frame(index, time, last_pts, image)
         except (FFmpegError, OSError, ValueError) as error:
-            self.problem = f"{self.path} is damaged after {max(last_time, 0):.2f} s: {_reason(error)}"
+            self.problem = f"it is damaged after {max(last_time, 0):.2f} s: {_reason(error)}"
             return
         end = last_time + float(1 / self.rate)
         # A cut file may end in silence: compare with what its header declares.
         if self.declared and end < self.declared - max(MISSING_SECONDS, 2 / float(self.rate)):
-            self.problem = f"{self.path} is cut short: it ends after {end:.2f} s of {self.declared:.2f} s"
+            self.problem = f"it is cut short: it ends after {end:.2f} s of {self.declared:.2f} s"
         elif self.declared_frames and index + 1 < self.declared_frames * (1 - MISSING_SHARE) - 2:
-            self.problem = f"{self.path} is cut short: {index + 1} of {self.declared_frames} frames"
+            self.problem = f"it is cut short: {index + 1} of {self.declared_frames} frames"
+
+    def _stream(self, container: av.container.InputContainer) -> av.VideoStream:
+        stream = container.streams.video[0]
+        if stream.width * stream.height > self.max_pixels:
+            raise UserError(
+                f"cannot read {self.path}: its frames have {stream.width} x {stream.height} pixels; at most "
+                f"{self.max_pixels / 1e6:.0f} megapixels are read"
+            )
+        stream.codec_context.options = {"max_pixels": str(self.max_pixels)}  # the header may be wrong
+        return stream
+
+
+def _open(path: Path) -> av.container.InputContainer:
+    return av.open(str(path), options={"format_whitelist": CONTAINERS})
 
 
 def upright(frame: av.VideoFrame) -> np.ndarray:
@@ -108,9 +126,17 @@ def _what_else(container: av.container.InputContainer) -> str:
     return " but sound" if container.streams.audio else ""
 
 
+def _why_not_read(path: Path, error: Exception) -> str:
+    if not isinstance(error, InvalidDataError | ArgumentError | EOFError):
+        return _reason(error)
+    with open(path, "rb") as file:
+        head = file.read(8)
+    if head[4:] == b"ftyp":
+        return "it is damaged, or its index is missing: it was cut while it was written"
+    return "it is not a video, or it is damaged" if head else "it is empty"
+
+
 def _reason(error: Exception) -> str:
-    if isinstance(error, FFmpegError) and "moov" in str(error.log or ""):
-        return "its index is missing; it was cut while it was written"
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).strip()
 
 
@@ -151,7 +177,7 @@ class VideoWriter:
             try:
                 self._sound = _Sound(sound_from, self._container)
             except (FFmpegError, ValueError, OSError) as error:
-                self.sound_problem = f"the sound of {sound_from} cannot be copied: {_reason(error)}"
+                self.sound_problem = f"its sound cannot be copied: {_reason(error)}"
 
     def write(self, image: np.ndarray, pts: int) -> None:
         """Add a frame.
@@ -199,7 +225,7 @@ class _Sound:
     """Copies the packets of a file's first audio track, a little at a time."""
 
     def __init__(self, source: Path, target: av.container.OutputContainer) -> None:
-        self._source, self._target = av.open(str(source)), target
+        self._source, self._target = _open(source), target
         if not self._source.streams.audio:
             self._source.close()
             raise ValueError("there is none")

@@ -113,11 +113,20 @@ def test_a_video_that_is_closed_early_plays(tmp_path: Path) -> None:
     assert len(list(VideoReader(tmp_path / "a.mp4"))) == 5
 
 
-@pytest.mark.parametrize("content", [b"", b"text", np.random.default_rng(0).bytes(5000)])
-def test_a_file_that_is_not_a_video_is_one_line(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"text", "not a video"),
+        (np.random.default_rng(0).bytes(5000), "not a video"),
+        (b"ffconcat version 1.0\nfile whole.mp4\n", "not a video"),  # a playlist: it would open another file
+    ],
+)
+def test_a_file_that_is_not_a_video_is_one_line(tmp_path: Path, content: bytes, reason: str) -> None:
+    write_clip(tmp_path / "whole.mp4", 2)
     path = tmp_path / "a.mp4"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="cannot read") as raised:
+    with pytest.raises(UserError, match=f"cannot read .*{reason}") as raised:
         VideoReader(path)
     assert "\n" not in str(raised.value)
 
@@ -137,8 +146,19 @@ def test_sound_alone_is_named(tmp_path: Path) -> None:
 def test_an_mp4_without_its_index_is_refused(tmp_path: Path) -> None:
     whole = write_clip(tmp_path / "a.mp4", 60).read_bytes()
     (tmp_path / "b.mp4").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="cannot read .*its index is missing"):
         VideoReader(tmp_path / "b.mp4")
+
+
+def test_frames_that_are_too_large_are_not_decoded(tmp_path: Path) -> None:
+    """Neither at the beginning nor after it."""
+    small, large = (write_clip(tmp_path / f"{side}.ts", 12, (side, side)) for side in (64, 256))
+    with pytest.raises(UserError, match="256 x 256 pixels; at most"):
+        VideoReader(large, 100 * 100)
+    small.write_bytes(small.read_bytes() + large.read_bytes())
+    reader = VideoReader(small, 100 * 100)
+    assert 0 < len(list(reader)) <= 12 and reader.problem and "is damaged after" in reader.problem
+    assert len(list(VideoReader(small))) == 24
 
 
 @pytest.mark.parametrize(("suffix", "codec"), [("mkv", "libx264"), ("webm", "libvpx-vp9"), ("avi", "mpeg4")])
