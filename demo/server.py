@@ -1,22 +1,29 @@
-"""The server of the page: photos in, one after another through the network, results out. `web.py` is its command line.
+"""The server of the page: photos and clips in, one after another through the network, results out. See `web.py`.
 
-A client's bytes are read by `load_photo` alone, and its file name never reaches a path: uploads and results have random
-names in a temporary folder. Requests by other sites, and under other host names than ours, are refused.
+A client's bytes are read by `load_photo` and `VideoReader` alone, and its file name never reaches a path: uploads and
+results have random names in a temporary folder. Requests by other sites, and under other host names than ours, are
+refused.
 """
 
 import argparse
 import asyncio
+import base64
 import hmac
+import json
 import secrets
+import shutil
 import socket
 import tempfile
+import time
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import cv2
 import numpy as np
 import uvicorn
 from starlette.applications import Starlette
@@ -37,20 +44,26 @@ from common.utils.files import make_folder
 from common.utils.images import image_size, is_animation, load_photo, quiet_opencv
 from demo.demo import fraction, positive
 from demo.predictor import HandPredictor, PhotoHands, PreparedPhoto
-from demo.results import ResultWriter, depth_note
+from demo.results import DEPTH_METRIC, DEPTH_VIRTUAL, ResultWriter, depth_note
 from demo.run import real_camera
 
-MAX_UPLOAD = 20_000_000  # bytes
-WAITING = 8  # photos, beside the one in the network
+MAX_PHOTO = 20_000_000  # bytes
+MAX_CLIP = 200_000_000  # bytes
+MAX_CLIP_PIXELS = 4096 * 2304  # of a frame; an encoder holds dozens of them
+WAITING = 8  # photos and clips, beside the one in the network
 KEPT = 50  # results
+REPORT_EVERY = 0.5  # s, between lines about a clip's progress
+PREVIEW = 640  # px, longer side at most
 RETRY_AFTER = 5  # s
-LONGEST_NAME = 200  # characters of a photo's name in its results
+LONGEST_NAME = 200  # characters of a file's name in its results
 PAGE = Path(__file__).resolve().parent / "page"
 VIEWS = ("box", "skeleton", "mesh", "side")
+CLIP_FILES = ("overlay.mp4", "hands.npz", "summary.json")
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "connect-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "media-src 'self'; connect-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -67,6 +80,7 @@ class Options(NamedTuple):
     """What a client asks for; see `HandPredictor.predict`. `name` stands in the results, as demo.py's NAME does."""
 
     name: str
+    file: str  # the name with its suffix
     hand: str
     min_confidence: float
     focal: float | None
@@ -109,6 +123,7 @@ class Page:
 
         routes = [file(""), file("page.css"), file("page.js")]
         routes += [Route("/photo", self.photo, methods=["POST"]), Route("/result/{id}/{path:path}", self.result)]
+        routes.append(Route("/clip", ClipEndpoint(self), methods=["POST"]))
         handlers: Any = {HTTPException: _refusal, Exception: _failure}
         return Starlette(
             routes=routes, exception_handlers=handlers, middleware=[Middleware(Guard, hosts=hosts, token=token)]
@@ -118,21 +133,14 @@ class Page:
         """An upload -> its hands, and the addresses of its files."""
         options = read_options(request)
         try:
-            async with self._place():
-                upload = self.folder / "uploads" / secrets.token_hex(16)
+            async with self.upload(request, MAX_PHOTO, "photo") as upload:
+                await self.wait(request)
                 try:
-                    await _receive(request, upload)
-                    await self._wait(request)
-                    try:
-                        return JSONResponse(await run_in_threadpool(self._work, upload, options))
-                    finally:
-                        self.turn.release()
+                    return JSONResponse(await run_in_threadpool(self._work, upload, options))
                 finally:
-                    upload.unlink(missing_ok=True)
+                    self.turn.release()
         except ClientDisconnect:
             return Response(status_code=400)  # nobody reads it
-        except OSError as error:  # no room for the upload
-            raise HTTPException(500, error.strerror or "cannot store the photo") from error
 
     async def result(self, request: Request) -> Response:
         """A file of a result."""
@@ -143,17 +151,27 @@ class Page:
         return FileResponse(files[path], headers={"Content-Security-Policy": FRAME_POLICY} if path == "3d" else None)
 
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
+    async def upload(self, request: Request, limit: int, what: str) -> AsyncIterator[Path]:
+        """A request's body as a file, and a place in the queue. Raises HTTPException, see `_receive`; 503: it is full.
+
+        Args:
+            limit: bytes.
+        """
         if self.inside > WAITING:
-            raise HTTPException(503, f"{WAITING} photos are waiting already; try again in a few seconds",
+            raise HTTPException(503, f"{WAITING} others are waiting already; try again in a few seconds",
                                 {"Retry-After": str(RETRY_AFTER)})  # fmt: skip
         self.inside += 1
+        upload = self.folder / "uploads" / secrets.token_hex(16)
         try:
-            yield
+            await _receive(request, upload, limit, what)
+            yield upload
+        except OSError as error:  # no room for it
+            raise HTTPException(500, error.strerror or f"cannot store the {what}") from error
         finally:
+            upload.unlink(missing_ok=True)
             self.inside -= 1
 
-    async def _wait(self, request: Request) -> None:
+    async def wait(self, request: Request) -> None:
         """Wait for the network, first come, first served. Raises ClientDisconnect when the client has gone."""
         turn = asyncio.ensure_future(self.turn.acquire())
         gone = asyncio.ensure_future(request.receive())  # after the body it ends only when the client goes
@@ -179,10 +197,14 @@ class Page:
             photo = self.predictor.predict([prepared], options.hand, options.min_confidence)[0]
             self.writer.write(id, image, photo, orientation, options.name)
         except Exception as error:
-            self._remove(id)
-            reason = explain_failure(error) or f"{type(error).__name__}: {error}"
-            raise HTTPException(500, reason.replace(str(self.folder), "the results' folder")) from error
-        return self._keep(id, photo, options.name)
+            self.remove(id)
+            raise HTTPException(500, self.explain(error)) from error
+        return self._describe(id, photo, options.name)
+
+    def explain(self, error: BaseException) -> str:
+        """The line for a failure, without a path of this machine."""
+        reason = explain_failure(error) or f"{type(error).__name__}: {error}"
+        return reason.replace(str(self.folder), "the results' folder")
 
     def _read(self, upload: Path, options: Options) -> tuple[np.ndarray, int, PreparedPhoto]:
         height, width = image_size(upload) or (0, 0)
@@ -196,19 +218,14 @@ class Page:
         camera = real_camera([options.focal] if options.focal else None, None, image.shape[:2])
         return image, orientation, self.predictor.prepare(image, intrinsics=camera)
 
-    def _keep(self, id: str, photo: PhotoHands, name: str) -> dict[str, Any]:
-        """Remember a result's files, forget the oldest, and describe it for the page."""
+    def _describe(self, id: str, photo: PhotoHands, name: str) -> dict[str, Any]:
+        """Keep a photo's results, and describe them for the page."""
         sides = [hand.side for hand in photo.hands]
         places = {"json": f"results/{id}.json", **{f"render/{view}": f"renders/{id}_{view}.jpg" for view in VIEWS}}
         if sides:
             places |= {"glb": f"meshes/{id}.glb", "3d": f"renders/{id}.html"}
         places |= {f"{side}.obj": f"meshes/{id}_{side}.obj" for side in sides}
-        self.files[id] = {path: self.folder / place for path, place in places.items()}
-        self.order.append(id)
-        if len(self.order) > KEPT:
-            oldest = self.order.popleft()
-            del self.files[oldest]
-            self._remove(oldest)
+        self.keep(id, {path: self.folder / place for path, place in places.items()})
         saved = {"json": ".json", "glb": ".glb", **{f"{side}.obj": f"_{side}.obj" for side in SIDES}}
         return {
             "id": id,
@@ -225,9 +242,148 @@ class Page:
             "files": [{"path": path, "save_as": name + end} for path, end in saved.items() if path in places],
         }
 
-    def _remove(self, id: str) -> None:
-        for file in self.folder.glob(f"*/{id}*"):
-            file.unlink(missing_ok=True)
+    def keep(self, id: str, files: dict[str, Path]) -> None:
+        """Serve a result's files, and delete the oldest result's."""
+        self.files[id] = files
+        self.order.append(id)
+        if len(self.order) > KEPT:
+            oldest = self.order.popleft()
+            del self.files[oldest]
+            self.remove(oldest)
+
+    def remove(self, id: str) -> None:
+        """Delete a result's files."""
+        for path in self.folder.glob(f"*/{id}*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+class Clip:
+    """A clip in the network, as the page is told of it. The network's thread writes, the server's reads."""
+
+    def __init__(self) -> None:
+        self.gone = False  # the client
+        self.state: dict[str, Any] = {"stage": "people"}
+        self.preview: str | None = None  # not sent yet
+        self._next_preview = 0.0  # s
+
+    def watch(self, stage: str, done: int, total: int | None) -> None:
+        """See `VideoOptions.watch`. Raises ClientDisconnect."""
+        if self.gone:
+            raise ClientDisconnect
+        self.state = {"stage": stage, "frame": done, "frames": total}
+
+    def show(self, image: np.ndarray) -> None:
+        """See `VideoOptions.preview`."""
+        if time.monotonic() >= self._next_preview:
+            self._next_preview = time.monotonic() + REPORT_EVERY
+            height, width = image.shape[:2]
+            scale = min(1.0, PREVIEW / max(height, width))
+            size = max(1, round(scale * width)), max(1, round(scale * height))
+            small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            jpeg = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1]
+            self.preview = "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()
+
+    def line(self) -> dict[str, Any]:
+        """The progress, with the newest preview once."""
+        preview, self.preview = self.preview, None
+        return self.state | ({"preview": preview} if preview else {})
+
+
+class ClipEndpoint:
+    """POST /clip: a video -> lines of JSON: progress with previews, at last the result or {"error": ...}.
+
+    The whole frame is one person, so no detector's weights are needed. A client that goes, as by the page's Cancel,
+    ends the work at the next frame; nothing of it is kept.
+    """
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        options = read_options(request)
+
+        async def write(line: dict[str, Any]) -> None:
+            await send({"type": "http.response.body", "body": json.dumps(line).encode() + b"\n", "more_body": True})
+
+        with suppress(ClientDisconnect):
+            async with self.page.upload(request, MAX_CLIP, "clip") as upload:
+                await run_in_threadpool(_check_clip, upload)
+                headers = [(b"content-type", b"application/x-ndjson")]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                if self.page.turn.locked():
+                    await write({"stage": "waiting"})
+                await self.page.wait(request)
+                clip = Clip()
+                work = asyncio.ensure_future(self._run(clip, upload, options))
+                gone = asyncio.ensure_future(receive())
+                try:
+                    while not work.done():
+                        await asyncio.wait((work, gone), timeout=REPORT_EVERY, return_when=asyncio.FIRST_COMPLETED)
+                        if gone.done():
+                            raise ClientDisconnect
+                        await write(work.result() if work.done() else clip.line())
+                finally:
+                    gone.cancel()
+                    clip.gone = True
+                    await asyncio.wait((work,))  # the upload is open until then
+                await send({"type": "http.response.body", "body": b""})
+
+    async def _run(self, clip: Clip, upload: Path, options: Options) -> dict[str, Any]:
+        """The work. The next may begin when it ends, not when a slow client has read of it."""
+        try:
+            return await run_in_threadpool(self._work, clip, upload, options)
+        finally:
+            self.page.turn.release()
+
+    def _work(self, clip: Clip, upload: Path, options: Options) -> dict[str, Any]:
+        """One clip, in a thread: its result, or the error."""
+        from demo.video_hands import VideoOptions, process_video  # PyAV is needed for clips alone
+
+        page, id = self.page, secrets.token_hex(16)
+        folder = page.folder / "clips" / id
+        video_options = VideoOptions(
+            hand=options.hand,
+            min_confidence=options.min_confidence,
+            intrinsics=partial(real_camera, [options.focal] if options.focal else None, None),
+            watch=clip.watch,
+            preview=clip.show,
+            title=options.file,
+        )
+        try:
+            problems = process_video(upload, folder, page.predictor, video_options)
+            clip.watch("done", 0, None)
+        except (Exception, KeyboardInterrupt) as error:  # KeyboardInterrupt is of the library: nothing was written
+            page.remove(id)
+            return {"error": one_line(page.explain(error).replace(str(upload), "the clip"))}
+        page.keep(id, {name: folder / name for name in CLIP_FILES})
+        summary = json.loads((folder / "summary.json").read_text())
+        return {
+            "id": id,
+            "name": options.name,
+            "hand_model": summary["hand_model"],
+            "depth": DEPTH_METRIC if options.focal else DEPTH_VIRTUAL,
+            "note": summary["network_note"],
+            "clip": {key: summary[key] for key in ("frames", "seconds", "shots")}
+            | {"hands": sum(person["hands"] for person in summary["people"])},
+            "problems": [one_line(problem) for problem in problems],
+            "files": [{"path": name, "save_as": name} for name in CLIP_FILES],
+        }
+
+
+def _check_clip(upload: Path) -> None:
+    """Raises HTTPException 422 for a file that is not a video, 501 if PyAV is not installed."""
+    try:
+        from demo.video import VideoReader  # PyAV is needed for clips alone
+    except ModuleNotFoundError as error:
+        raise HTTPException(501, f"clips need the package {error.name}: pip install av") from None
+    try:
+        VideoReader(upload, MAX_CLIP_PIXELS)
+    except UserError as error:
+        raise HTTPException(422, str(error).replace(str(upload), "the clip")) from None
 
 
 class Guard:
@@ -286,21 +442,22 @@ def read_options(request: Request) -> Options:
     except (ValueError, argparse.ArgumentTypeError):
         raise HTTPException(400, "min_confidence must be from 0 to 1, focal a number of pixels above 0") from None
     # As `demo.name_outputs` does it for a file of this name.
-    name = PurePosixPath(query.get("name", "").replace("\\", "/")).stem[:LONGEST_NAME]
-    return Options(name or "photo", hand, min_confidence, focal)
+    file = PurePosixPath(query.get("name", "").replace("\\", "/"))
+    name = file.stem[:LONGEST_NAME] or "photo"
+    return Options(name, name + file.suffix[:LONGEST_NAME], hand, min_confidence, focal)
 
 
-async def _receive(request: Request, upload: Path) -> None:
+async def _receive(request: Request, upload: Path, limit: int, what: str) -> None:
     """Write a request's body to a file. Raises HTTPException 413 at the limit, 422 for a wrong length."""
-    too_large = HTTPException(413, f"a photo may have at most {MAX_UPLOAD // 1_000_000} MB")
+    too_large = HTTPException(413, f"a {what} may have at most {limit // 1_000_000} MB")
     declared = request.headers.get("content-length", "0")
-    if not declared.isdecimal() or int(declared) > MAX_UPLOAD:
+    if not declared.isdecimal() or int(declared) > limit:
         raise too_large
     size = 0
     with open(upload, "xb") as file:
         async for part in request.stream():
             size += len(part)
-            if size > MAX_UPLOAD:
+            if size > limit:
                 raise too_large
             file.write(part)
 

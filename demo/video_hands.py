@@ -54,6 +54,11 @@ class VideoOptions:
     frames_every: float = 0.0  # s; from time to time a frame's results as of a photo; 0: none
     writer: Callable[[Path], ResultWriter] | None = None  # of these, for a folder
     stop: Callable[[], bool] = lambda: False  # asked between frames: end early, with whole files
+    # In place of a progress bar: told the stage, frames done and, if known, in all. May raise to give up.
+    watch: Callable[[str, int, int | None], None] | None = None
+    # Shown frames with hands as they come, (H, W, 3) uint8 RGB: skeletons before smoothing, then the overlay.
+    preview: Callable[[np.ndarray], None] | None = None
+    title: str = ""  # the video's name in the results, where its path says nothing
 
 
 @dataclass
@@ -76,7 +81,7 @@ def scan(reader: VideoReader, options: VideoOptions, seconds: dict[str, float]) 
     times, pts, shots, problems = [], [], [], []
     tracker, trackers, is_cut, next_detection = Tracker(options.min_person, LOWEST_SCORE), [], CutDetector(), -1.0
     trackers.append(tracker)
-    for frame in progress(reader, "people"):
+    for frame in progress(reader, "people", options):
         if options.stop():
             break
         if is_cut(frame.image):
@@ -165,7 +170,7 @@ def observe_people(
     camera = options.intrinsics(reader.size)
     waiting: list[tuple[int, int, np.ndarray, Any]] = []  # row, person, box, prepared
 
-    def run(batch: list[tuple[int, int, np.ndarray, Any]]) -> None:
+    def run(batch: list[tuple[int, int, np.ndarray, Any]]) -> Observations:
         begun = clock.monotonic()
         observed = predictor.observe([prepared for *_, prepared in batch], options.hand, options.min_confidence)
         for (_, index, box, _), observation in zip(batch, observed, strict=True):
@@ -176,9 +181,10 @@ def observe_people(
             collected[index] = whole
             filled[index] += 1
         seconds["network"] += clock.monotonic() - begun
+        return observation
 
     reached, next_kept = 0, 0.0
-    for frame in progress(reader, "hands", len(found.times)):
+    for frame in progress(reader, "hands", options, len(found.times)):
         if frame.number >= len(found.times) or options.stop():
             break
         crops = []
@@ -190,8 +196,10 @@ def observe_people(
             keep_frame(frame, [person for person, _ in crops], [prepared for _, prepared in crops])
             next_kept = frame.time + options.frames_every
         while len(waiting) >= options.batch_size:
-            run(waiting[: options.batch_size])
+            latest = run(waiting[: options.batch_size])  # of this frame
             del waiting[: options.batch_size]
+            if options.preview:
+                options.preview(draw_skeletons(frame.image, latest.joints_image, latest.kept))
         reached = frame.number + 1
     if waiting:
         run(waiting)
@@ -381,11 +389,12 @@ def process_video(path: Path, folder: Path, predictor: HandPredictor, options: V
             draw_overlay(reader, writer, table, len(found.times), predictor, options, virtual)
     seconds["overlay"] = clock.monotonic() - begun
     problems += [writer.sound_problem] if writer.sound_problem else []
-    if not len(table["frame"]):
+    if not len(table["frame"]) and options.watch is None:
         print(f"{path.name}: no hand was found; the overlay is the video")
     write_table(folder / "hands.npz", table, reader.size, predictor.hand_model_name, virtual)
-    summary = summarize(path.name, found, not_finite, table, predictor, problems, seconds)
-    write_json(folder / "summary.json", summary | {"file": os.path.abspath(path)})
+    summary = summarize(options.title or path.name, found, not_finite, table, predictor, problems, seconds)
+    file = {} if options.title else {"file": os.path.abspath(path)}
+    write_json(folder / "summary.json", summary | file)
     return problems
 
 
@@ -423,7 +432,7 @@ def draw_overlay(
     starts = np.searchsorted(table["frame"], np.arange(count + 1))
     raw = {name: table.get(f"{name}_raw", values) for name, values in table.items()} if options.compare else {}
     stopped = options.stop()
-    for frame in progress(reader, "overlay", count):
+    for frame in progress(reader, "overlay", options, count):
         if frame.number >= count or (not stopped and options.stop()):
             break
         rows = np.arange(starts[frame.number], starts[frame.number + 1])
@@ -433,6 +442,8 @@ def draw_overlay(
             before = draw_frame(frame.image, raw, seen, predictor, options.draw, virtual)
             image = np.concatenate((before, image), 1)
         writer.write(image, frame.pts)
+        if options.preview:
+            options.preview(image)
 
 
 def draw_frame(
@@ -555,9 +566,13 @@ def _jitters(table: dict[str, np.ndarray], own: np.ndarray) -> dict[str, float |
     return result
 
 
-def progress(reader: VideoReader, what: str, total: int | None = None) -> Iterator[Frame]:
-    """The frames of a video, with a progress bar on stderr."""
+def progress(reader: VideoReader, what: str, options: VideoOptions, total: int | None = None) -> Iterator[Frame]:
+    """The frames of a video, with a progress bar on stderr or `options.watch`."""
     expected = total or reader.declared_frames or (int(reader.declared * reader.rate) if reader.declared else None)
-    yield from tqdm(
-        reader, desc=f"{reader.path.name}: {what}", total=expected, unit="frame", dynamic_ncols=True, leave=False
-    )
+    title, hidden = f"{reader.path.name}: {what}", options.watch is not None
+    for frame in tqdm(
+        reader, desc=title, total=expected, unit="frame", dynamic_ncols=True, leave=False, disable=hidden
+    ):
+        yield frame
+        if options.watch:
+            options.watch(what, frame.number + 1, expected)

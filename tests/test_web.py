@@ -1,15 +1,18 @@
-"""The page: every upload that must be refused, what keeps others out, the queue, and the same bytes as demo.py's."""
+"""The page: every upload that must be refused, what keeps others out, the queue, the same files as demo.py's; clips."""
 
 import asyncio
+import base64
 import io
 import json
 import re
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import httpx
 import numpy as np
@@ -23,7 +26,10 @@ from starlette.testclient import TestClient  # noqa: E402
 
 from demo import demo, web  # noqa: E402
 from demo.predictor import HandPredictor  # noqa: E402
-from demo.server import KEPT, MAX_UPLOAD, WAITING, Page  # noqa: E402
+from demo.run import real_camera  # noqa: E402
+from demo.server import KEPT, MAX_PHOTO, WAITING, ClipEndpoint, Page  # noqa: E402
+from demo.video import VideoReader  # noqa: E402
+from demo.video_hands import VideoOptions, process_video  # noqa: E402
 
 ADDRESS = "http://127.0.0.1:7861"
 HOSTS = frozenset(("127.0.0.1", "localhost"))
@@ -130,7 +136,7 @@ BAD_UPLOADS: dict[str, tuple[Callable[[], bytes], int, str]] = {
     "animation": (animation, 422, "animation"),
     "1 x 1": (lambda: encode(np.zeros((1, 1, 3), np.uint8)), 422, "1 x 1"),
     "huge": (huge, 422, "megapixels"),
-    "too many bytes": (lambda: bytes(MAX_UPLOAD + 1), 413, "20 MB"),
+    "too many bytes": (lambda: bytes(MAX_PHOTO + 1), 413, "20 MB"),
 }
 
 
@@ -154,7 +160,7 @@ def test_bad_options(client: TestClient, query: str) -> None:
     assert answer.status_code == 400 and answer.json()["error"]
 
 
-async def call(app: Any, messages: list[dict], **headers: str) -> tuple[list[dict], int]:
+async def call(app: Any, messages: list[dict], path: str = "/photo", **headers: str) -> tuple[list[dict], int]:
     """One upload by ASGI messages. Returns what was sent, and how many messages were read."""
     sent: list[dict] = []
     read = 0
@@ -168,7 +174,7 @@ async def call(app: Any, messages: list[dict], **headers: str) -> tuple[list[dic
         sent.append(message)
 
     fields = [(b"host", b"127.0.0.1"), *((key.encode(), value.encode()) for key, value in headers.items())]
-    scope = {"type": "http", "method": "POST", "path": "/photo", "query_string": b"", "headers": fields}
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": fields}
     await app({**scope, "http_version": "1.1", "scheme": "http", "server": ("127.0.0.1", 80)}, receive, send)
     return sent, read
 
@@ -176,16 +182,23 @@ async def call(app: Any, messages: list[dict], **headers: str) -> tuple[list[dic
 def test_a_stream_is_read_to_the_limit_and_no_further(page: Page) -> None:
     part = {"type": "http.request", "body": bytes(1_000_000), "more_body": True}
     sent, read = asyncio.run(call(page.app(HOSTS), [part] * 100))
-    assert sent[0]["status"] == 413 and read == MAX_UPLOAD // 1_000_000 + 1
+    assert sent[0]["status"] == 413 and read == MAX_PHOTO // 1_000_000 + 1
     assert not list((page.folder / "uploads").iterdir())
 
 
-def test_a_client_that_goes_while_waiting_is_forgotten(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "_work", lambda *args: pytest.fail("its work was not dropped"))
+@pytest.mark.parametrize("path", ["/photo", "/clip"])
+def test_a_client_that_goes_while_waiting_is_forgotten(
+    path: str, page: Page, clip: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for endpoint in (Page, ClipEndpoint):
+        monkeypatch.setattr(endpoint, "_work", lambda *args: pytest.fail("its work was not dropped"))
+    body = PHOTO if path == "/photo" else clip
 
     async def scenario() -> None:
         await page.turn.acquire()  # another photo is in the network
-        await call(page.app(HOSTS), [{"type": "http.request", "body": PHOTO}, {"type": "http.disconnect"}])
+        messages = [{"type": "http.request", "body": body}, {"type": "http.disconnect"}]
+        sent, _ = await call(page.app(HOSTS), messages, path)
+        assert path == "/photo" or json.loads(sent[1]["body"]) == {"stage": "waiting"}
         page.turn.release()
         await asyncio.wait_for(page.turn.acquire(), 1)
 
@@ -273,6 +286,178 @@ def test_names_reach_no_path_and_old_results_go(
     stems = {path.name[:32] for path in page.folder.rglob("*") if path.is_file()}
     assert stems == {answer["id"] for answer in answers[2:]}
     assert client.get(f"/result/{answers[0]['id']}/json").status_code == 404
+
+
+def write_video(path: Path, count: int, kind: str = "mp4", sound_only: bool = False) -> bytes:
+    with av.open(str(path), "w", format=kind) as container:
+        if sound_only:
+            sound = container.add_stream("aac", rate=16000)
+            audio = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.int16), format="s16", layout="mono")
+            audio.rate, audio.pts = 16000, 0
+            container.mux([*sound.encode(audio), *sound.encode()])
+        else:
+            stream = container.add_stream("libx264", rate=30)
+            stream.height, stream.width, stream.pix_fmt, stream.gop_size = 120, 160, "yuv420p", 4
+            image = smooth_image_uint8(4, 120, 160)
+            for index in range(count):
+                frame = np.ascontiguousarray(np.roll(image, index, 1))
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return write_video(tmp_path_factory.mktemp("clip") / "a.mp4", 2)
+
+
+def follow(answer: httpx.Response) -> list[dict]:
+    assert answer.status_code == 200, answer.text
+    return [json.loads(line) for line in answer.text.splitlines()]
+
+
+def test_a_clip_comes_frame_by_frame_and_gives_the_files_of_the_demo(
+    client: TestClient, page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("demo.server.REPORT_EVERY", 0.001)
+    clip = write_video(tmp_path / "my clip.mp4", 9)
+    *lines, result = follow(client.post("/clip?name=my%20clip.mp4&focal=300", content=clip))
+    stages = [line["stage"] for line in lines]
+    assert {"hands", "overlay"} <= set(stages) <= {"people", "hands", "overlay", "done"}
+    assert all(line["frame"] <= line["frames"] == 9 for line in lines if line["stage"] in ("hands", "overlay"))
+    for stage in ("hands", "overlay"):
+        preview = next(line["preview"] for line in lines if line["stage"] == stage and "preview" in line)
+        data = base64.b64decode(preview.removeprefix("data:image/jpeg;base64,"))
+        assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape == (120, 160, 3)
+    assert result["name"] == "my clip" and result["depth"].startswith("metric") and not result["problems"]
+    assert result["clip"]["frames"] == 9 and result["clip"]["hands"] == 18
+    assert not list((page.folder / "uploads").iterdir())
+
+    address = f"/result/{result['id']}/"
+    assert [file["path"] for file in result["files"]] == ["overlay.mp4", "hands.npz", "summary.json"]
+    assert client.get(address + "overlay.mp4", headers={"Range": "bytes=0-9"}).status_code == 206  # players seek
+    options = VideoOptions(intrinsics=partial(real_camera, [300.0], None))
+    process_video(tmp_path / "my clip.mp4", tmp_path / "out", page.predictor, options)
+    assert client.get(address + "hands.npz").content == (tmp_path / "out" / "hands.npz").read_bytes()
+    (tmp_path / "page.mp4").write_bytes(client.get(address + "overlay.mp4").content)
+    videos = (tmp_path / "page.mp4", tmp_path / "out" / "overlay.mp4", tmp_path / "my clip.mp4")
+    ours, demos, source = (np.stack([frame.image for frame in VideoReader(path)]).astype(int) for path in videos)
+    # The same but for the encoder, which is not deterministic.
+    assert 3 * np.abs(ours - demos).mean() < np.abs(ours - source).mean()
+    found = client.get(address + "summary.json").json()
+    expected = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert expected.pop("file")  # the page does not have the path
+    assert found | {"processing_seconds": 0} == expected | {"processing_seconds": 0}
+
+    monkeypatch.setattr("demo.server.KEPT", 1)
+    client.post("/photo", content=PHOTO)
+    assert client.get(address + "overlay.mp4").status_code == 404 and not list((page.folder / "clips").iterdir())
+
+
+BAD_CLIPS: dict[str, tuple[Callable[[Path], bytes], int, str]] = {
+    "empty": (lambda path: b"", 422, "empty"),
+    "text": (lambda path: b"not a video", 422, "not a video"),
+    "a photo": (lambda path: PHOTO, 422, "not a video"),
+    "a list of files": (lambda path: b"ffconcat version 1.0\nfile a.mp4\n", 422, "not a video"),
+    "sound only": (lambda path: write_video(path, 0, sound_only=True), 422, "no video but sound"),
+    "no index": (lambda path: write_video(path, 30)[:-2000], 422, "its index is missing"),
+    "too many pixels": (lambda path: write_video(path, 2), 422, "160 x 120 pixels; at most"),
+    "too many bytes": (lambda path: bytes(3_000_001), 413, "3 MB"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_CLIPS)
+def test_bad_clips(
+    client: TestClient, page: Page, clip: bytes, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, status, reason = BAD_CLIPS[kind]
+    with monkeypatch.context() as patch:
+        patch.setattr("demo.server.MAX_CLIP", 3_000_000)
+        if kind == "too many pixels":
+            patch.setattr("demo.server.MAX_CLIP_PIXELS", 1000)
+        answer = client.post("/clip", content=make(tmp_path / "a.mp4"))
+    error = answer.json()["error"]
+    assert answer.status_code == status and re.search(reason, error), error
+    assert "\n" not in error and str(page.folder) not in error and "/" not in error
+    assert not list((page.folder / "uploads").iterdir()) and page.inside == 0
+    assert client.post("/photo", content=PHOTO).status_code == 200
+
+
+def test_a_clip_that_is_damaged_is_done_as_far_as_it_goes(client: TestClient, page: Page, tmp_path: Path) -> None:
+    content = write_video(tmp_path / "a.mkv", 12, "matroska")
+    result = follow(client.post("/clip?name=a.mkv", content=content[: len(content) * 6 // 10]))[-1]
+    assert 0 < result["clip"]["frames"] < 12 and re.search("^it is (cut short|damaged)", result["problems"][0])
+    files = {file["path"]: client.get(f"/result/{result['id']}/{file['path']}").content for file in result["files"]}
+    assert str(page.folder) not in files["summary.json"].decode()
+    (tmp_path / "o.mp4").write_bytes(files["overlay.mp4"])
+    assert len(list(VideoReader(tmp_path / "o.mp4"))) == result["clip"]["frames"]
+
+
+def test_a_clip_without_hands(client: TestClient, clip: bytes, capfd: pytest.CaptureFixture) -> None:
+    result = follow(client.post("/clip?min_confidence=1", content=clip))[-1]
+    assert result["clip"]["hands"] == 0 and result["files"]
+    assert "frame" not in "".join(capfd.readouterr())  # the terminal is not the page's
+
+
+def test_a_failure_in_a_clip_is_its_last_line_and_the_next_works(
+    client: TestClient, page: Page, clip: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError(f"bad kernel\nat {page.folder}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(page.predictor, "observe", fail)
+        result = follow(client.post("/clip", content=clip))[-1]
+    assert result == {"error": "RuntimeError: bad kernel\\nat the results' folder"}
+    assert not list(page.folder.glob("clips/*")) and not list((page.folder / "uploads").iterdir())
+    assert "id" in follow(client.post("/clip", content=clip))[-1]
+
+
+def test_clips_without_pyav(client: TestClient, clip: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)  # importing it fails
+    monkeypatch.delitem(sys.modules, "demo.video")
+    answer = client.post("/clip", content=clip)
+    assert answer.status_code == 501 and answer.json()["error"] == "clips need the package av: pip install av"
+    assert client.post("/photo", content=PHOTO).status_code == 200
+
+
+def test_a_client_that_goes_ends_its_clip(
+    page: Page, client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by Cancel: at the next frame, and nothing of it is kept."""
+    monkeypatch.setattr("demo.server.REPORT_EVERY", 0.01)
+    observe, batches, seen, left = page.predictor.observe, [], asyncio.Event(), threading.Event()
+
+    def slow(*args: Any) -> Any:
+        batches.append(len(args[0]))
+        assert len(batches) == 1 or left.wait(30)
+        return observe(*args)
+
+    async def scenario() -> None:
+        messages = [{"type": "http.request", "body": write_video(tmp_path / "a.mp4", 40)}]
+
+        async def receive() -> dict:
+            if messages:
+                return messages.pop()
+            await seen.wait()
+            assert page.turn.locked()  # photos wait
+            asyncio.get_running_loop().call_later(0.2, left.set)
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict) -> None:
+            if b"preview" in message.get("body", b""):
+                seen.set()
+
+        scope = {"type": "http", "method": "POST", "path": "/clip", "query_string": b"", "http_version": "1.1"}
+        scope |= {"headers": [(b"host", b"127.0.0.1")], "scheme": "http", "server": ("127.0.0.1", 80)}
+        await asyncio.wait_for(page.app(HOSTS)(scope, receive, send), 60)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(page.predictor, "observe", slow)
+        asyncio.run(scenario())
+    assert batches in ([8], [8, 8]) and page.inside == 0 and not page.turn.locked() and not page.files
+    assert not list(page.folder.glob("clips/*")) and not list((page.folder / "uploads").iterdir())
+    assert client.post("/photo", content=PHOTO).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from chromium import CHROMIUM, Browser
 from inputs import smooth_image_uint8
+from test_video import write_clip
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
@@ -120,6 +121,36 @@ def test_a_bad_photo_is_explained_and_the_keyboard_suffices(browser: Browser, ph
     browser.run("document.querySelector('[name=view]:checked').focus()")
     browser.press("ArrowRight", 39)
     assert browser.run("document.querySelector('[name=view]:checked').value") == "side"
+
+
+def wait_for_a_frame(browser: Browser) -> None:
+    browser.wait(lambda: browser.run("document.querySelector('#image').src.startsWith('data:')"), "a frame", 120)
+
+
+def test_a_clip_plays(browser: Browser, tmp_path: Path, address: str) -> None:
+    browser.drop("#drop", write_clip(tmp_path / "two hands.mp4", 30, (240, 320), sound=True))
+    wait_for_a_frame(browser)
+    assert "step" in status(browser) and "of 30" in browser.run("document.querySelector('#step').textContent")
+    browser.wait(lambda: status(browser) == "two hands: done.", "the end", 120)
+    video = "document.querySelector('#video')"
+    browser.run(f"{video}.play()")
+    browser.wait(lambda: browser.run(f"{video}.ended"), "the video to play to its end")
+    assert browser.run(f"[{video}.videoWidth, {video}.videoHeight, {video}.error]") == [320, 240, None]
+    browser.run("[...document.querySelectorAll('#downloads a')].find(a => a.textContent === 'hands.npz').click()")
+    file = browser.downloads / "hands.npz"
+    browser.wait(lambda: file.is_file() and file.stat().st_size, "the table")
+    assert {urlsplit(url).netloc for url in browser.requests()} == {urlsplit(address).netloc}
+
+
+def test_cancel_by_the_keyboard_and_a_photo_after_it(browser: Browser, photo: Path, tmp_path: Path) -> None:
+    browser.drop("#drop", write_clip(tmp_path / "long.mp4", 1500, (240, 320)))
+    wait_for_a_frame(browser)
+    browser.run("document.querySelector('#cancel').focus()")
+    browser.press("Enter", 13, "\r")
+    browser.wait(lambda: status(browser) == "Cancelled: nothing of long.mp4 is kept.", "the end")
+    assert browser.run("document.querySelector('#result').hidden")
+    browser.drop("#drop", photo)
+    wait_for_hands(browser, photo)
 
 
 @pytest.mark.parametrize("browser", [{"width": 390, "height": 844, "dark": True}], indirect=True)
