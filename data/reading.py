@@ -6,7 +6,8 @@ used: a broken annotation among a million neither stops the reading of all nor d
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -18,7 +19,7 @@ from common.errors import UserError
 from common.types import HAND_TYPES, ManoParams
 from common.utils.files import read_file
 from data.layouts import DATASETS
-from data.store import Columns, Store, StringColumn
+from data.store import Columns, Store, StringColumn, open_store
 
 T = TypeVar("T")
 
@@ -215,7 +216,7 @@ def raise_problem(columns: Columns, row: int) -> None:
 class StoredSource:
     """A source whose annotations are columns of the store: `id`, `file_name`, those of `Problems`, and others.
 
-    A subclass sets `_columns` and `images`, and `_rows` if not all annotations of the store are used.
+    A subclass sets `split` and `images`, calls `_open`, and sets `_rows` if not all annotations of the store are used.
     """
 
     name: str
@@ -224,6 +225,22 @@ class StoredSource:
     images: Path  # the folder that `file_name` is relative to
     _columns: Store
     _rows: np.ndarray | None = None
+
+    def _open(
+        self, root: Path, cache: Path | None, files: Sequence[Path], version: int, build: Callable[..., Columns]
+    ) -> None:
+        """Set `_columns`: of `files` in the dataset's folder, by `build(*files)`, or from the cache.
+
+        Args:
+            cache: folder of the annotation cache; default: `cache` in `root`.
+            version: of the columns.
+
+        Raises:
+            UserError: a file or the images' folder is missing, or is not what it should be.
+        """
+        require(self.name, [*files, self.images])
+        stem, build_columns = f"{self.name}_{self.split}", partial(build, *files)
+        self._columns = open_store(cache or root / "cache", stem, files, version, build_columns)
 
     def __len__(self) -> int:
         return len(self._columns["id"] if self._rows is None else self._rows)

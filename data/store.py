@@ -147,13 +147,12 @@ def open_store(
     inputs: Sequence[Path],
     version: int,
     build: Callable[[], Columns],
-    rebuild: bool = False,
 ) -> Store:
     """The columns of a dataset split, from the cache; built first where the cache does not hold them.
 
-    They are rebuilt if an input changed, appeared or went, if `version` differs, if the file is damaged, or if
-    `rebuild` is set. Where several processes start at once, also on several machines, one builds and the others wait
-    for it. A build is reported in one printed line; a valid cache is opened silently.
+    They are rebuilt if an input changed, appeared or went, if `version` differs, or if the file is damaged. Where
+    several processes start at once, also on several machines, one builds and the others wait for it. A build is
+    reported in one printed line; a valid cache is opened silently.
 
     Args:
         cache: folder of stores, created if necessary. If it cannot be written, the user's cache folder is used.
@@ -161,26 +160,21 @@ def open_store(
         inputs: files, or folders (their entries count), that the columns are built from. One may be missing.
         version: the source raises it when its columns change.
         build: returns the columns. Names are identifiers; arrays hold no Python objects.
-        rebuild: build even if the cache is valid.
 
     Raises:
         UserError: neither `cache` nor the user's cache folder can be written, the disk is full, or an input changed
             while it was read.
     """
     homes = (Path(os.path.abspath(cache)) / name, _user_home(cache, name))
-    if not rebuild:
-        for home in homes:
-            with suppress(Unusable):
-                store = _read(home, name, version, inputs)
-                _remove_old(home)
-                return store
+    for home in homes:
+        with suppress(Unusable):
+            store = _read(home, name, version, inputs)
+            _remove_old(home)
+            return store
     home = _writable(homes, name)
-    before = _newest(home)
     with _locked(home, name):
         try:
             # Another process may have built it while this one waited.
-            if rebuild and _newest(home) == before:
-                raise Unusable("the annotation cache is rebuilt as requested")
             return _read(home, name, version, inputs)
         except Unusable as reason:
             print(f"{name}: {reason}; building it once, in {home}", flush=True)

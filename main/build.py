@@ -27,16 +27,13 @@ Network = TypeVar("Network", bound=nn.Module)
 # ---- Datasets ----
 
 
-def open_source(
-    name: str, split: str, config: Config, data_folder: Path, cache: Path | None = None, rebuild: bool = False
-) -> Source:
+def open_source(name: str, split: str, config: Config, data_folder: Path, cache: Path | None = None) -> Source:
     """A dataset by its official name.
 
     Args:
         split: train or test.
         data_folder: the folder with one folder for each dataset.
         cache: where annotation caches go; default: `cache` in the dataset's folder.
-        rebuild: build the cache even if there is one.
 
     Raises:
         UserError: the name or the split is unknown, or files are missing (which, and where to get them).
@@ -44,21 +41,19 @@ def open_source(
     root = data_folder / name
     if name == "InterHand26M":
         subset = {"train": config.interhand_train_subset, "test": config.interhand_test_subset}[split]
-        return InterHand26M(root, split, subset, cache, rebuild)
+        return InterHand26M(root, split, subset, cache)
     if name == "ReInterHand":
         return ReInterHand(root, split, config.cam_mode, config.envmap_mode)
     if name == "MSCOCO":
-        return MSCOCO(root, split, cache, rebuild)
+        return MSCOCO(root, split, cache)
     if name == "HIC":
-        return HIC(root, split, cache, rebuild)
+        return HIC(root, split, cache)
     raise UserError(f"there is no dataset {name!r}; choose from {', '.join(DATASETS)}")
 
 
-def open_dataset(
-    name: str, split: str, config: Config, data_folder: Path, cache: Path | None = None, rebuild: bool = False
-) -> HandDataset:
+def open_dataset(name: str, split: str, config: Config, data_folder: Path, cache: Path | None = None) -> HandDataset:
     """`open_source` as a dataset of samples. Raises UserError also if it is empty."""
-    source = open_source(name, split, config, data_folder, cache, rebuild)
+    source = open_source(name, split, config, data_folder, cache)
     if not len(source):
         raise UserError(f"{name}: the {split} split in {data_folder / name} has no usable annotation")
     return HandDataset(
@@ -72,12 +67,11 @@ def open_training(
     seed: int,
     skip_bad: bool = False,
     cache: Path | None = None,
-    rebuild: bool = False,
     hold_out: bool = False,
 ) -> MixedDataset:
     """The training sets of a configuration, mixed. Raises UserError like `open_source`, or if none is named."""
     sets_3d, sets_2d = (
-        [open_dataset(name, "train", config, data_folder, cache, rebuild) for name in names]
+        [open_dataset(name, "train", config, data_folder, cache) for name in names]
         for names in (config.trainset_3d, config.trainset_2d)
     )
     if not sets_3d and not sets_2d:

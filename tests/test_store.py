@@ -247,13 +247,6 @@ def test_another_version_is_built_again(dataset, capsys):
         open_numbers(dataset, no_build, version=1)
 
 
-def test_rebuild(dataset, capsys):
-    open_numbers(dataset)
-    assert len(open_numbers(dataset, lambda: {"values": np.zeros(9)}, rebuild=True)["values"]) == 9
-    assert "as requested" in capsys.readouterr().out
-    assert len(open_numbers(dataset, no_build)["values"]) == 9
-
-
 def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size - 1)
 
@@ -342,7 +335,7 @@ def test_a_full_disk_leaves_the_old_store(dataset):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # a file may have 1 MiB
     try:
         with pytest.raises(UserError, match=r"^cannot write .*set_train.*\(.+\)$"):
-            open_numbers(dataset, lambda: {"values": np.zeros(1 << 20)}, rebuild=True)
+            open_numbers(dataset, lambda: {"values": np.zeros(1 << 20)}, version=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert store_files(dataset) == before
@@ -424,18 +417,18 @@ def test_a_killed_builder_leaves_nothing_that_counts(dataset, tmp_path, point):
     assert len(generations(dataset)) == 1
 
 
-def test_a_waiting_rebuild_takes_what_the_other_made(dataset, monkeypatch):
+def test_a_waiting_builder_takes_what_the_other_made(dataset, monkeypatch):
     """So that all processes of one training may ask for it."""
     open_numbers(dataset)
     locked = store._locked
 
     def other_first(home: Path, name: str):
         monkeypatch.setattr(store, "_locked", locked)
-        open_numbers(dataset, lambda: {"values": np.zeros(3)}, rebuild=True)
+        open_numbers(dataset, lambda: {"values": np.zeros(3)}, version=2)
         return locked(home, name)
 
     monkeypatch.setattr(store, "_locked", other_first)
-    assert len(open_numbers(dataset, no_build, rebuild=True)["values"]) == 3
+    assert len(open_numbers(dataset, no_build, version=2)["values"]) == 3
 
 
 def refuse_writing(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

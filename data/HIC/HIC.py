@@ -1,6 +1,5 @@
 """HIC, Hands in Action: data/HIC.json, images and meshes below data/. Test only; the truth is a mesh of each hand."""
 
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,9 +25,8 @@ from data.reading import (
     raise_problem,
     read_json,
     read_mesh,
-    require,
 )
-from data.store import Columns, StringColumn, open_store
+from data.store import Columns, StringColumn
 
 VERSION = 2  # of the columns
 HAND_BOX_EXTENSION = 1.2
@@ -63,7 +61,6 @@ class HIC(StoredSource):
         root: the dataset's folder.
         split: test; there is no other.
         cache: folder of the annotation cache; default: `cache` in `root`.
-        rebuild: build the cache again.
 
     Raises:
         UserError: another split, or a file is missing or is not what it should be.
@@ -71,15 +68,13 @@ class HIC(StoredSource):
 
     name = "HIC"
 
-    def __init__(self, root: Path, split: str, cache: Path | None = None, rebuild: bool = False) -> None:
+    def __init__(self, root: Path, split: str, cache: Path | None = None) -> None:
         if split != "test":
             raise UserError(f"HIC has no {split} split; it can only be the test set")
         self.split = split
         file = root / HIC_JSON
         self.images = file.parent  # paths in the file are relative to it
-        require(self.name, [file])
-        build = partial(build_columns, file)
-        self._columns = open_store(cache or root / "cache", f"{self.name}_{split}", [file], VERSION, build, rebuild)
+        self._open(root, cache, [file], VERSION, build_columns)
 
     def files(self, index: int) -> list[Path]:
         """The image and the meshes. Raises UserError as `path_in`."""

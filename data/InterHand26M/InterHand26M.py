@@ -4,7 +4,6 @@ Cameras, joints and MANO fits are in world axes. In the files cameras and joints
 everything is in m.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,7 +36,7 @@ from data.reading import (
     read_json,
     require,
 )
-from data.store import Columns, StringColumn, open_store
+from data.store import Columns, StringColumn
 
 VERSION = 2  # of the columns
 SUBSETS = ("all", "human")
@@ -98,7 +97,6 @@ class InterHand26M(StoredSource):
             `aid_human_annot_{split}.txt`, for test without that file the published list. Default: train all, test
             human.
         cache: folder of the annotation cache; default: `cache` in `root`.
-        rebuild: build the cache again.
 
     Raises:
         UserError: a file is missing or is not what it should be.
@@ -107,18 +105,14 @@ class InterHand26M(StoredSource):
     name = "InterHand26M"
     index_joints = reorder_index(INTERHAND_JOINTS)
 
-    def __init__(
-        self, root: Path, split: str, subset: str | None = None, cache: Path | None = None, rebuild: bool = False
-    ) -> None:
+    def __init__(self, root: Path, split: str, subset: str | None = None, cache: Path | None = None) -> None:
         subset = subset or {"train": "all", "test": "human"}[split]
         if subset not in SUBSETS:
             raise UserError(f"InterHand26M subset {subset!r}: choose one of {', '.join(SUBSETS)}")
         self.root, self.split = root, split
         self.images = root / INTERHAND_IMAGES.format(split=split)
         files = [root / name.format(split=split) for name in INTERHAND_JSONS]
-        require(self.name, [*files, self.images])
-        build = partial(build_columns, *files)
-        self._columns = open_store(cache or root / "cache", f"{self.name}_{split}", files, VERSION, build, rebuild)
+        self._open(root, cache, files, VERSION, build_columns)
         self._rows = None if subset == "all" else self._subset_rows(files[0])
 
     def _subset_rows(self, data_file: Path) -> np.ndarray:

@@ -3,7 +3,6 @@
 For training also annotations/MSCOCO_train_MANO_NeuralAnnot.json. Everything is 2D or, for MANO, already in `cam`.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -35,9 +34,8 @@ from data.reading import (
     id_of,
     raise_problem,
     read_json,
-    require,
 )
-from data.store import Columns, StringColumn, open_store
+from data.store import Columns, StringColumn
 
 VERSION = 3  # of the columns
 FILE_SPLITS = {"train": "train", "test": "val"}
@@ -96,7 +94,6 @@ class MSCOCO(StoredSource):
         root: the dataset's folder.
         split: train; or test, which is val2017.
         cache: folder of the annotation cache; default: `cache` in `root`.
-        rebuild: build the cache again.
 
     Raises:
         UserError: a file is missing or is not what it should be.
@@ -105,15 +102,13 @@ class MSCOCO(StoredSource):
     name = "MSCOCO"
     in_the_wild = True
 
-    def __init__(self, root: Path, split: str, cache: Path | None = None, rebuild: bool = False) -> None:
+    def __init__(self, root: Path, split: str, cache: Path | None = None) -> None:
         self.split = split
         self.images = root / COCO_IMAGES.format(split=FILE_SPLITS[split])
         files = [root / COCO_JSON.format(split=FILE_SPLITS[split])]
         if split == "train":
             files.append(root / COCO_MANO)
-        require(self.name, [*files, self.images])
-        build = partial(build_columns, *files)
-        self._columns = open_store(cache or root / "cache", f"{self.name}_{split}", files, VERSION, build, rebuild)
+        self._open(root, cache, files, VERSION, build_columns)
 
     def annotation(self, index: int) -> Annotation:
         """Raises UserError if the annotation was found broken."""

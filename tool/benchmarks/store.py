@@ -25,6 +25,7 @@ import math
 import multiprocessing
 import os
 import re
+import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import BaseContext
@@ -87,8 +88,9 @@ def measure_store(root: Path, cache: Path, samples: int, workers: int) -> dict[s
 
 
 def measure_build(root: Path, cache: Path, samples: int, workers: int) -> dict[str, float]:
+    shutil.rmtree(cache, ignore_errors=True)
     before, start, start_cpu = _resident_memory(), time.perf_counter(), time.process_time()
-    source = InterHand26M(root, "train", cache=cache, rebuild=True)
+    source = InterHand26M(root, "train", cache=cache)
     return {
         "annotations": len(source),
         "files_MB": _folder_size(root / "annotations" / "train"),
