@@ -413,15 +413,11 @@ def demo_arguments() -> None:
     real_camera(args.focal, args.princpt, (10, 20))
 
 
-def toy_arguments() -> None:
-    make_data.check_args(make_data.parse_args())
-
-
 COMMANDS = {
     "train": (train_arguments, "--gpu cpu --preset small --lr 1e-4 --lr_dec_epoch 4,6 --frames crop=64,64"),
     "test": (arguments_of_test, "--gpu cpu --test_epoch 6 --testset HIC --batch_size 4 --visualize 2"),
     "demo": (demo_arguments, "--gpu cpu --focal 1500 1400 --princpt 960 540 --batch_size 2 --min_confidence 0.5"),
-    "make_toy_data": (toy_arguments, "--sets HIC,MSCOCO --train 5 --test 5 --seed 1 --scale 0.5"),
+    "make_toy_data": (make_data.parse_args, "--sets HIC,MSCOCO --train 5 --test 5 --seed 1 --scale 0.5"),
 }  # fmt: skip
 
 
