@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from common.drawing.charts import training_curve
 from common.errors import UserError, error_context
-from common.run_record import Board, TensorBoard, open_service
+from common.run_record import TensorBoard, open_boards
 from common.utils.files import atomic_write, make_folder, write_image
 
 BOARD_EVERY = 10  # steps
@@ -63,10 +63,7 @@ class TrainLog:
         with error_context(f"cannot write into {folder}", UnicodeEncodeError, advice="choose another --output"):
             self._text = open(text, "a", encoding="utf-8", errors="backslashreplace")
             self._losses = open(losses, "a", encoding="utf-8")
-            self._board = _tensorboard(folder / "tensorboard", record or {}, self._number(start))
-            self._boards: list[Board] = open_service(service, folder, record or {})
-            if self._board:
-                self._boards.append(self._board)
+            self._boards = open_boards(folder, record or {}, service, self._number(start))
         self._bar: tqdm | None = None
         self._begun = self._waited = 0.0
 
@@ -117,9 +114,10 @@ class TrainLog:
 
     def image(self, at: tuple[int, int], image_rgb: np.ndarray) -> None:
         """Show (H, W, 3) uint8 in TensorBoard."""
-        if self._board:
-            with _writing("the TensorBoard log"):
-                self._board.image("train/predictions", image_rgb, self._number(at))
+        for board in self._boards:
+            if isinstance(board, TensorBoard):
+                with _writing("the TensorBoard log"):
+                    board.image("train/predictions", image_rgb, self._number(at))
 
     def validation(self, at: tuple[int, int], values: dict[str, float]) -> None:
         """Write the errors on held-out samples after a step; `loss` and `mpvpe` (mm) among them."""
@@ -198,12 +196,3 @@ def _position(line: str) -> tuple[int, int] | None:
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return (epoch, step) if type(epoch) is int and type(step) is int else None
-
-
-def _tensorboard(folder: Path, record: Mapping[str, Any], first_step: int) -> TensorBoard | None:
-    """TensorBoard, or None where it is not installed."""
-    try:
-        return TensorBoard(folder, record, first_step)
-    except ImportError:
-        print("TensorBoard is not installed (pip install tensorboard): losses go to losses.jsonl only", file=sys.stderr)
-        return None

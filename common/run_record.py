@@ -161,8 +161,19 @@ def import_service(name: str | None) -> Any:
         raise UserError(f"--log_to {name} needs the package {name}: pip install {name}") from None
 
 
-def open_service(name: str | None, folder: Path, record: Mapping[str, Any]) -> list[Board]:
-    """The service of --log_to, if any. Raises UserError if it is not installed."""
-    assert name is None or name in LOG_SERVICES
+def open_boards(
+    folder: Path, record: Mapping[str, Any], service: str | None = None, first_step: int | None = None
+) -> list[Board]:
+    """TensorBoard below a folder, if it is installed, and the service of --log_to, if any.
+
+    Raises:
+        UserError: the service is not installed.
+    """
+    assert service is None or service in LOG_SERVICES
     kinds: dict[str, Callable[..., Board]] = {"wandb": Wandb, "mlflow": MLflow}
-    return [kinds[name](import_service(name), folder, record)] if name else []
+    boards = [kinds[service](import_service(service), folder, record)] if service else []
+    try:
+        boards.append(TensorBoard(folder / "tensorboard", record, first_step))
+    except ImportError:
+        print("TensorBoard is not installed (pip install tensorboard): it will show no curves", file=sys.stderr)
+    return boards

@@ -27,7 +27,6 @@ import io
 import math
 import os
 import sys
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ from common.options import (
     within,
 )
 from common.precision import autocast
-from common.run_record import Board, TensorBoard, import_service, open_service, run_record
+from common.run_record import import_service, open_boards, run_record
 from common.targets import build_images, complete_truth
 from common.types import HAND_TYPES, SIDES, EvalSample, Prediction
 from common.utils.files import atomic_write, make_folder, write_image, write_json
@@ -163,7 +162,10 @@ def run(args: argparse.Namespace, process: ProcessInfo) -> None:
              "skipped": skipped}  # fmt: skip
     write_results(stem, whole, dataset, about)
     record = run_record(config_to_dict(config), {config.testset: len(whole)}, process.device, **about)
-    show_results(folder, whole, config.testset, epoch, record, args.log_to)
+    with error_context(f"cannot write into {folder}"):
+        for board in open_boards(folder, record, args.log_to):
+            board.scalars({f"{config.testset}/{name}": value for name, value in whole.compute().items()}, epoch)
+            board.close()
     print(whole.summary())
     if skipped:
         print(f"left out: {skipped} of {len(dataset)} samples, which cannot be read")
@@ -276,19 +278,6 @@ def write_results(stem: Path, evaluator: Evaluator, dataset: HandDataset, about:
     if found := evaluator.detections():
         people = np.array([dataset.source.id(index) for index in found.image_ids.tolist()])
         write_json(stem.with_name(f"{stem.name}_coco.json"), coco_results(found._replace(image_ids=people)))
-
-
-def show_results(
-    folder: Path, evaluator: Evaluator, testset: str, epoch: int, record: dict[str, Any], service: str | None
-) -> None:
-    """The record and the results in TensorBoard, if it is installed, and in the service of --log_to."""
-    with error_context(f"cannot write into {folder}"):
-        boards: list[Board] = open_service(service, folder, record)
-        with suppress(ImportError):
-            boards.append(TensorBoard(folder / "tensorboard", record))
-        for board in boards:
-            board.scalars({f"{testset}/{name}": value for name, value in evaluator.compute().items()}, epoch)
-            board.close()
 
 
 def draw(

@@ -783,8 +783,8 @@ def test_log_on_a_full_disk_says_so(tmp_path: Path) -> None:
     log._losses = open("/dev/full", "w")  # noqa: SIM115
     with pytest.raises(UserError, match="free some space"):
         log.step((0, 0), {"total": 1.0}, 0.0)
-    if log._board:
-        log._board.close()  # it writes until then
+    for board in log._boards:
+        board.close()  # it writes until then
 
 
 def test_log_replaces_nothing_that_is_not_its_own(tmp_path: Path) -> None:

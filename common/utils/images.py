@@ -1,9 +1,10 @@
 """Images: from file to RGB array, from array to crop."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import cv2
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image
 
 from common.errors import MAX_PIXELS, UserError
 from common.utils.files import check_is_file, foreign_kind, read_file
+
+T = TypeVar("T")
 
 ORIENTATION_TAG = 0x0112  # of EXIF
 # EXIF orientation -> the turn that makes the image upright.
@@ -44,13 +47,13 @@ def load_image(path: Path) -> np.ndarray:
     data = read_file(path)
     if not data:
         raise UserError(f"cannot read {path}: the file is empty")
-    size = _header_size(BytesIO(data))
-    if size and size[0] * size[1] > MAX_PIXELS:
+    header = _open_header(BytesIO(data))
+    if header and header.height * header.width > MAX_PIXELS:
         raise UserError(f"cannot read {path}: it has too many pixels; make it smaller")
     image_bgr = None
     try:
         # What has no known size is not decoded, as it may take all memory. Pillow knows AVIF from 11.3 on.
-        if size or data[4:12] == b"ftypavif":
+        if header or data[4:12] == b"ftypavif":
             # Not imread, which returns the top of a truncated JPEG as if it were complete.
             image_bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
@@ -97,12 +100,13 @@ def load_photo(path: Path, ignore_exif: bool = False) -> tuple[np.ndarray, int]:
 
 def exif_orientation(path: Path) -> int:
     """The EXIF orientation that `load_image` leaves in an image, 1 to 8; 1 where there is none, or it is damaged."""
-    with suppress(Exception), _open(path) as file:  # Pillow's parser raises almost anything
-        header = _open_header(file)
+
+    def read(header: Any) -> int:
         # OpenCV turns TIFF images by itself.
-        orientation = header.getexif().get(ORIENTATION_TAG) if header and header.format != "TIFF" else 1
+        orientation = header.getexif().get(ORIENTATION_TAG) if header.format != "TIFF" else 1
         return orientation if orientation in TURNS else 1
-    return 1
+
+    return _read_header(path, read, 1)
 
 
 def turn_upright(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -118,39 +122,31 @@ def turn_upright(image: np.ndarray, orientation: int) -> np.ndarray:
 
 def image_size(path: Path) -> tuple[int, int] | None:
     """(h, w) by the file's header; None where it tells nothing."""
-    with suppress(OSError, ValueError), _open(path) as file:
-        return _header_size(file)
-    return None
+    return _read_header(path, lambda header: (header.height, header.width), None)
 
 
 def has_alpha(path: Path) -> bool:
-    """Whether an image has pixels that are not opaque."""
-    with suppress(OSError, ValueError), _open(path) as file:
-        header = _open_header(file)
-        if header is None or not header.has_transparency_data:
-            return False
-        with suppress(Exception):  # Pillow's decoders raise almost anything; `load_image` is the judge of damage
-            return header.convert("RGBA").getextrema()[3][0] < 255
-    return False
+    """Whether an image has pixels that are not opaque; False where it is damaged: `load_image` judges that."""
+
+    def read(header: Any) -> bool:
+        return header.has_transparency_data and header.convert("RGBA").getextrema()[3][0] < 255
+
+    return _read_header(path, read, False)
 
 
 def is_animation(path: Path) -> bool:
     """Whether a file holds several images to be shown one after another, by its header."""
-    with suppress(OSError, ValueError), _open(path) as file:
-        header = _open_header(file)
-        with suppress(Exception):  # damaged frames raise almost anything
-            return bool(header.format in ANIMATIONS and header.is_animated)
-    return False
+    return _read_header(path, lambda header: bool(header.format in ANIMATIONS and header.is_animated), False)
 
 
-def _open(path: Path) -> BinaryIO:
-    check_is_file(path)
-    return open(path, "rb")
-
-
-def _header_size(file: BinaryIO) -> tuple[int, int] | None:
-    header = _open_header(file)
-    return None if header is None else (header.height, header.width)
+def _read_header(path: Path, read: Callable[[Any], T], default: T) -> T:
+    """What `read` finds in Pillow's image of a file, not decoded; the default if that fails."""
+    with suppress(Exception):  # Pillow's parsers and decoders raise almost anything
+        check_is_file(path)
+        with open(path, "rb") as file:
+            header = _open_header(file)
+            return default if header is None else read(header)
+    return default
 
 
 def _open_header(file: BinaryIO) -> Any:
