@@ -19,7 +19,7 @@ from common.options import VIDEO_SUFFIXES
 from common.utils.camera import Camera
 from common.utils.files import write_image
 from common.utils.images import has_alpha, image_size, load_photo, quiet_opencv
-from demo.hands import PersonHands, PhotoHands
+from demo.hands import PhotoHands
 from demo.people import (
     Detections,
     Detector,
@@ -63,12 +63,13 @@ class Photo(NamedTuple):
 class Loaded:
     """A photo that was read, on its way through the network."""
 
-    photo: Photo
+    file: Path
+    bytes: int
     image: np.ndarray  # (H, W, 3) uint8 RGB, upright
     orientation: int  # of EXIF, undone
     camera: Camera | None
-    people: list[Person] | None = None  # None: not detected yet
-    whole: PreparedPhoto | None = None  # of `--people one`: prepared while the network computes
+    whole: PreparedPhoto | None  # of `--people one`: prepared while the network computes
+    people: list[Person] = field(default_factory=list)
     results: list[PhotoHands | Exception] = field(default_factory=list)  # one a person
 
 
@@ -163,14 +164,15 @@ def process(
     def say(file: Path, problem: str) -> None:
         progress.write(one_line(f"{file.name}: {problem}"), file=sys.stderr)
 
-    def read(file: Path) -> tuple[np.ndarray, int, PreparedPhoto | None]:
+    def read(file: Path, size: int) -> Loaded:
         writer.begin(names[file], 1 if one_person else most_people, file)
         image, orientation = load_photo(file, args.ignore_exif)
         if not transparent and has_alpha(file):
             transparent.append(file)
             progress.write(one_line(ALPHA_WARNING.format(file=file.name)), file=sys.stderr)
         camera = real_camera(args.focal, args.princpt, image.shape[:2])
-        return image, orientation, predictor.prepare(image, intrinsics=camera) if one_person else None
+        whole = predictor.prepare(image, intrinsics=camera) if one_person else None
+        return Loaded(file, size, image, orientation, camera, whole)
 
     def attempt(file: Path, work: Callable[[], Any]) -> Any:
         """What `work` makes of a photo, or None: whatever goes wrong with one photo must not end the others."""
@@ -192,41 +194,29 @@ def process(
                 break
             held += size
             file = waiting.popleft()
-            reading.append(Photo(file, size, pool.submit(read, file)))
+            reading.append(Photo(file, size, pool.submit(read, file, size)))
 
-    def load(photo: Photo) -> Loaded:
-        image, orientation, whole = photo.future.result()
-        size = image.shape[:2]
-        loaded = Loaded(photo, image, orientation, real_camera(args.focal, args.princpt, size), whole=whole)
-        if one_person:
-            loaded.people = [whole_photo(size)]
-        elif boxes is not None:
-            loaded.people = checked(photo.file, given_people(boxes_of(boxes, photo.file), size))
-        return loaded
+    def detect(images: list[np.ndarray]) -> list[Detections | Exception | None]:
+        """What the detector finds in each image; None where there is none."""
+        if detector is None or boxes is not None:
+            return [None] * len(images)
+        parts = (images[start : start + DETECT_BATCH] for start in range(0, len(images), DETECT_BATCH))
+        return [found for part in parts for found in each(partial(detect_people, detector), part)]
 
-    def checked(file: Path, found: tuple[list[Person], list[str]]) -> list[Person]:
-        people, problems = found
-        for problem in problems:
-            flawed.add(file)
-            say(file, problem)
-        return people
-
-    def detect(photos: list[Loaded]) -> None:
-        """Find the people of those photos where they are not known yet."""
-        assert detector is not None
-        for start in range(0, len(photos), DETECT_BATCH):
-            batch = photos[start : start + DETECT_BATCH]
-            detections = each(partial(detect_people, detector), [one.image for one in batch])
-            for loaded, found in zip(batch, detections, strict=True):
-                size = loaded.image.shape[:2]
-                work = partial(chosen, found, size)
-                if people := attempt(loaded.photo.file, work):
-                    loaded.people = checked(loaded.photo.file, people)
-
-    def chosen(found: Detections | Exception, size: tuple[int, int]) -> tuple[list[Person], list[str]]:
+    def find_people(loaded: Loaded, found: Detections | Exception | None) -> list[Person]:
+        size = loaded.image.shape[:2]
         if isinstance(found, Exception):
             raise found
-        return choose_people(found, size, args.min_person, args.max_people)
+        if found is not None:
+            people, problems = choose_people(found, size, args.min_person, args.max_people)
+        elif boxes is not None:
+            people, problems = given_people(boxes_of(boxes, loaded.file), size)
+        else:
+            return [whole_photo(size)]
+        for problem in problems:
+            flawed.add(loaded.file)
+            say(loaded.file, problem)
+        return people
 
     def prepare(crop: tuple[Loaded, Person]) -> PreparedPhoto:
         loaded, person = crop
@@ -236,17 +226,14 @@ def process(
         return predictor.predict(batch, args.hand, args.min_confidence)
 
     def write(loaded: Loaded) -> None:
-        assert loaded.people is not None
-        failures = [result for result in loaded.results if isinstance(result, Exception)]
+        for result in loaded.results:
+            if isinstance(result, Exception):
+                raise result
         results = [result for result in loaded.results if isinstance(result, PhotoHands)]
-        photo: PhotoHands | Sequence[PersonHands] | Exception
-        if failures:
-            photo = failures[0]
-        else:
-            photo = results[0] if one_person else report_people(loaded.people, results)
-            if not any(result.hands for result in results):
-                empty.append(loaded.photo.file.name)
-        writer.write(names[loaded.photo.file], loaded.image, photo, loaded.orientation)
+        if not any(result.hands for result in results):
+            empty.append(loaded.file.name)
+        photo = results[0] if one_person else report_people(loaded.people, results)
+        writer.write(names[loaded.file], loaded.image, photo, loaded.orientation)
 
     def finish_writing(allowed: int) -> None:
         while writing and sum(photo.bytes for photo in writing) > allowed:
@@ -260,18 +247,18 @@ def process(
         read_ahead()
         while reading:
             batch = [reading.popleft() for _ in range(min(args.batch_size, len(reading)))]
-            photos = [loaded for photo in batch if (loaded := attempt(photo.file, partial(load, photo)))]
-            if detector is not None and boxes is None:
-                detect(photos)
+            photos = [loaded for photo in batch if (loaded := attempt(photo.file, photo.future.result))]
+            for loaded, found in zip(photos, detect([loaded.image for loaded in photos]), strict=True):
+                loaded.people = attempt(loaded.file, partial(find_people, loaded, found)) or []
             photos = [loaded for loaded in photos if loaded.people]
-            crops = [(loaded, person) for loaded in photos for person in loaded.people or ()]
+            crops = [(loaded, person) for loaded in photos for person in loaded.people]
             for start in range(0, len(crops), args.batch_size):
                 part = crops[start : start + args.batch_size]
                 prepared = list(croppers.map(prepare, part))
                 predictions = each(predict, prepared, (UserError,))
                 for (loaded, _), prediction in zip(part, predictions, strict=True):
                     loaded.results.append(prediction)
-            writing += [loaded.photo._replace(future=pool.submit(write, loaded)) for loaded in photos]
+            writing += [Photo(loaded.file, loaded.bytes, pool.submit(write, loaded)) for loaded in photos]
             del batch, photos, crops  # the photos themselves
             finish_writing(HELD_BYTES // 2)
             read_ahead()
