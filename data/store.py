@@ -141,13 +141,7 @@ class Store(Columns):
                     raise zipfile.BadZipFile(f"{damaged} is damaged")
 
 
-def open_store(
-    cache: Path,
-    name: str,
-    inputs: Sequence[Path],
-    version: int,
-    build: Callable[[], Columns],
-) -> Store:
+def open_store(cache: Path, name: str, inputs: Sequence[Path], version: int, build: Callable[[], Columns]) -> Store:
     """The columns of a dataset split, from the cache; built first where the cache does not hold them.
 
     They are rebuilt if an input changed, appeared or went, if `version` differs, or if the file is damaged. Where

@@ -26,16 +26,7 @@ from demo.predictor import HandPredictor
 from demo.smoothing import HISTORY, cutoff_at
 from demo.tracking import MAX_MISSING, VELOCITY_FADES, Track, Tracker, box_to_state, smooth_states, state_to_box
 from demo.video import CutDetector, Frame, VideoWriter
-from demo.video_hands import (
-    Scan,
-    VideoOptions,
-    detect,
-    draw_frame,
-    join_rows,
-    pose_rows,
-    summarize,
-    write_table,
-)
+from demo.video_hands import Scan, VideoOptions, detect, draw_frame, join_rows, pose_rows, summarize, write_table
 
 HOLD = 0.25  # s that a hand or a person who is missing is still reported
 STALLED = 10.0  # s without a frame: the camera is gone

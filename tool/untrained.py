@@ -88,11 +88,6 @@ def parse_args() -> argparse.Namespace:
         help="visible: hands that can be seen; start: as a training starts (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default: %(default)s)")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=UNTRAINED,
-        help=f"file to write (default: {shown(UNTRAINED)})",
-    )
+    parser.add_argument("--output", type=Path, default=UNTRAINED, help=f"file to write (default: {shown(UNTRAINED)})")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     return parser.parse_args()

@@ -131,10 +131,7 @@ class MSCOCO(StoredSource):
             mano=mano,
             mano_transl=mano_transl,
             mano_valid=np.asarray(columns["mano_valid"][index]),
-            cameras=(
-                CaptureCamera(focal[RIGHT], princpt[RIGHT]),
-                CaptureCamera(focal[LEFT], princpt[LEFT]),
-            ),
+            cameras=(CaptureCamera(focal[RIGHT], princpt[RIGHT]), CaptureCamera(focal[LEFT], princpt[LEFT])),
         )
 
 
@@ -219,10 +216,4 @@ def _fit_columns(
             if fit is not None:
                 mano[row, hand], valid[row, hand] = fit.mano_param.numbers(), True
                 focal[row, hand], princpt[row, hand] = fit.cam_param.focal, fit.cam_param.princpt
-    return {
-        "mano": mano,
-        "mano_valid": valid,
-        "focal": focal,
-        "princpt": princpt,
-        **problems.columns(np.arange(count)),
-    }
+    return {"mano": mano, "mano_valid": valid, "focal": focal, "princpt": princpt, **problems.columns(np.arange(count))}

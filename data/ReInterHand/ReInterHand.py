@@ -23,18 +23,7 @@ from common.utils.camera import CaptureCamera, project_capture, world_to_cam
 from common.utils.files import check_is_file, read_file
 from common.utils.joints import REINTERHAND_JOINTS, reorder_index
 from data.layouts import is_test_capture
-from data.reading import (
-    Focal,
-    HandParams,
-    Matrix3,
-    Vector2,
-    Vector3,
-    Vector4,
-    as_mano,
-    exactly,
-    read_json,
-    require,
-)
+from data.reading import Focal, HandParams, Matrix3, Vector2, Vector3, Vector4, as_mano, exactly, read_json, require
 
 CAMERA_MODES = ("Mugsy_cameras", "Ego_cameras")
 ENVMAP_MODES = ("envmap_per_frame", "envmap_per_segment")
@@ -89,11 +78,7 @@ class ReInterHand:
     index_joints = reorder_index(REINTERHAND_JOINTS)
 
     def __init__(
-        self,
-        root: Path,
-        split: str,
-        cam_mode: str = "Mugsy_cameras",
-        envmap_mode: str = "envmap_per_frame",
+        self, root: Path, split: str, cam_mode: str = "Mugsy_cameras", envmap_mode: str = "envmap_per_frame"
     ) -> None:
         for value, known in ((cam_mode, CAMERA_MODES), (envmap_mode, ENVMAP_MODES)):
             if value not in known:

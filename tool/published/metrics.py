@@ -67,11 +67,7 @@ def run(args: Namespace) -> list[Report]:
 
 
 def evaluate(
-    dataset: HandDataset,
-    indices: list[int],
-    prediction: dict[str, np.ndarray],
-    mano: TwoHandMano,
-    device: torch.device,
+    dataset: HandDataset, indices: list[int], prediction: dict[str, np.ndarray], mano: TwoHandMano, device: torch.device
 ) -> Evaluator:
     """The evaluation of predictions under the published names, whose rows belong to `indices`."""
     batch = to_device(default_collate([dataset[i] for i in indices]), device)
