@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError, explain_failure, is_out_of_memory
+from common.errors import UserError, explain_failure, is_out_of_memory, some
 from common.utils.files import atomic_path, check_is_file, foreign_kind, make_folder
 from common.utils.pickles import BoundedUnpickler, Record, Refused, check_tree
 
@@ -260,7 +260,7 @@ def load_network(model: nn.Module, network: Mapping[str, Tensor], path: Path) ->
             except ValueError as error:
                 misfits.append(str(error))
     problems = [
-        f"{problem} {', '.join(names[:NAMED])}" + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        f"{problem} {some(names, NAMED)}"
         for problem, names in (
             ("missing", _by_part(missing, own)),
             ("unexpected", _by_part(unexpected, network)),

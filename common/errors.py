@@ -4,7 +4,7 @@ import os
 import reprlib
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 FAILED, STOPPED = 2, 130  # exit codes
@@ -55,6 +55,12 @@ def brief(value: object) -> str:
         return reprlib.repr(value)
     except ValueError:  # Python prints no integer of more than 4300 digits
         return f"a huge {type(value).__name__}"
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def one_line(text: str) -> str:

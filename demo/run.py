@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.devices import parse_devices
-from common.errors import UserError, is_out_of_memory, one_line
+from common.errors import UserError, is_out_of_memory, one_line, some
 from common.options import VIDEO_SUFFIXES
 from common.utils.camera import Camera
 from common.utils.files import write_image
@@ -266,8 +266,7 @@ def process(
                 finish_writing(-1)
                 read_ahead()
     if empty:
-        more = f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
-        where = one_line(f"in {len(empty)} of {len(names)} photos ({', '.join(sorted(empty)[:NAMED])}{more})")
+        where = one_line(f"in {len(empty)} of {len(names)} photos ({some(sorted(empty), NAMED)})")
         print(f"0 hands reported {where}: no confidence reaches --min_confidence {args.min_confidence:g}")
     return failed, flawed - failed
 

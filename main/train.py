@@ -72,7 +72,7 @@ from common.distributed import (
     under_torchrun,
 )
 from common.drawing.samples import draw_sheet
-from common.errors import UserError, run_main
+from common.errors import UserError, run_main, some
 from common.logger import TrainLog
 from common.metrics import MM, vertex_error
 from common.nets.mano import TwoHandMano
@@ -539,12 +539,10 @@ def reduce_and_check(
                 f"{LOWEST_SCALE:g}, and no step has any effect; use --amp bf16 or none, or lower --lr"
             )
     if bad:
-        samples = find_nonfinite_samples(result, criterion, process, bad)
-        more = f" and {len(samples) - NAMED_SAMPLES} more" if len(samples) > NAMED_SAMPLES else ""
+        samples = some(find_nonfinite_samples(result, criterion, process, bad), NAMED_SAMPLES)
         raise UserError(
-            f"not finite at epoch {at.epoch}, step {at.step}: {', '.join(bad)}; samples: "
-            f"{', '.join(samples[:NAMED_SAMPLES])}{more}. Check them, or lower --lr; the last checkpoint is from "
-            "before this step, --continue resumes there"
+            f"not finite at epoch {at.epoch}, step {at.step}: {', '.join(bad)}; samples: {samples}. Check them, or "
+            "lower --lr; the last checkpoint is from before this step, --continue resumes there"
         )
     return {"total": sum(losses), **terms, "gradient_norm": gradient_norm, "replaced": replaced * process.world}
 

@@ -14,7 +14,7 @@ import numpy as np
 from msgspec.structs import replace
 from tqdm import tqdm
 
-from common.errors import UserError
+from common.errors import UserError, some
 from common.types import Annotation
 from common.utils.augment import IDENTITY
 from data import layouts
@@ -294,7 +294,7 @@ def _compare_captures(report: Report, captures: Sequence[str]) -> None:
         command = f"for the others run `python data/ReInterHand/download.py --captures {','.join(lost)}`"
         report.advice = report.advice or command
     if strange := sorted(set(captures) - set(official)):
-        report.remarks.append(f"not an official name, taken for a capture of this split: {name_some(strange)}")
+        report.remarks.append(f"not an official name, taken for a capture of this split: {some(strange, NAMED)}")
 
 
 def _compare_cameras(report: Report, source: ReInterHand) -> None:
@@ -305,9 +305,8 @@ def _compare_cameras(report: Report, source: ReInterHand) -> None:
     lacking = {(s.capture, s.camera): len(frames[s.capture]) - len(s.frames) for s in source.shots}
     worst = sorted((item for item in lacking.items() if item[1]), key=lambda item: -item[1])
     if worst:
-        texts = [f"{short_name(capture)} {camera} ({count:,})" for (capture, camera), count in worst[:NAMED]]
-        more = f" and {len(worst) - NAMED} more" if len(worst) > NAMED else ""
-        report.remarks.append(f"cameras with missing images, which are not used: {', '.join(texts)}{more}")
+        texts = [f"{short_name(capture)} {camera} ({count:,})" for (capture, camera), count in worst]
+        report.remarks.append(f"cameras with missing images, which are not used: {some(texts, NAMED)}")
         part = layouts.IMAGE_MODES[f"{source.cam_mode}/{source.envmap_mode}"]
         names = ",".join(sorted({short_name(capture) for (capture, _), _ in worst}))
         report.advice = f"run `python data/ReInterHand/download.py --captures {names} --parts {part}`"
@@ -339,12 +338,6 @@ def short_name(capture: str) -> str:
 def pick(items: Sequence[T], count: int) -> list[T]:
     """Up to `count` of them, the same ones every time."""
     return list(items) if len(items) <= count else random.Random(0).sample(items, count)
-
-
-def name_some(names: Collection[str]) -> str:
-    """The first few in order, and how many more there are."""
-    more = len(names) - NAMED
-    return ", ".join(sorted(names)[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def names_in(folder: str) -> frozenset[str]:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.errors import UserError
+from common.errors import UserError, some
 from common.nets.mano_files import WHERE_TO_GET, read_hand_models
 from common.options import (
     CHECKPOINT,
@@ -42,7 +42,7 @@ from common.utils.images import quiet_opencv
 from common.weights import REMEMBERED, file_sha256, remember, remembered
 from data import layouts
 from main.build import load_model
-from tool.checks.datasets import Options, Report, check_magnitude, check_split, name_some, span
+from tool.checks.datasets import NAMED, Options, Report, check_magnitude, check_split, span
 
 SNAPSHOT_FROM = (
     f"get the published checkpoint, {CHECKPOINT_URL}, as {shown(CHECKPOINT)}, or try with an untrained one, "
@@ -206,14 +206,14 @@ def check_checkpoint(path: Path, which: str) -> Report:
         network = loaded.model.state_dict()
         broken = [name for name, value in network.items() if not value.isfinite().all()]
     if broken:
-        report.problem(f"{path}: {name_some(broken)} holds NaN or infinite numbers")
+        report.problem(f"{path}: {some(sorted(broken), NAMED)} holds NaN or infinite numbers")
     numbers = sum(value.numel() for value in network.values())
     sha256, known, config = file_sha256(path), remembered().get(str(path.resolve())), loaded.config
     if known not in (None, sha256):
         report.remarks.append(f"not the file it was: {REMEMBERED} has sha256 {known}; --remember if that is meant")
     if loaded.note:
         report.remarks.append(loaded.note)
-    unused = f" (not used: {name_some(loaded.ignored)})" if loaded.ignored else ""
+    unused = f" (not used: {some(sorted(loaded.ignored), NAMED)})" if loaded.ignored else ""
     report.facts += [
         f"{path}: epoch {loaded.epoch}, {numbers / 1e6:.1f} M numbers, {path.stat().st_size / 1e6:.1f} MB",
         f"all keys fit the network{unused}",
