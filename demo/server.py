@@ -16,7 +16,7 @@ import socket
 import tempfile
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -109,6 +109,7 @@ class Page:
         self.order: deque[str] = deque()
         self.inside = 0
         self.turn = asyncio.Lock()
+        self.ending: Callable[[], bool] = lambda: False  # the program was asked to end; clips do not hold it up
 
     def app(self, hosts: frozenset[str] | None, token: str | None = None) -> Starlette:
         """The application.
@@ -321,7 +322,7 @@ class ClipEndpoint:
                 work = asyncio.ensure_future(self._run(clip, upload, options))
                 gone = asyncio.ensure_future(receive())
                 try:
-                    while not work.done():
+                    while not work.done() and not self.page.ending():
                         await asyncio.wait((work, gone), timeout=REPORT_EVERY, return_when=asyncio.FIRST_COMPLETED)
                         if gone.done():
                             raise ClientDisconnect
@@ -495,4 +496,6 @@ def serve(args: argparse.Namespace, listener: socket.socket, max_pixels: int) ->
         app = page.app(hosts, args.token)
         print(f"on {devices[0]}; hand model: {predictor.hand_model_name}\nready: http://{host}:{port}", flush=True)
         config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=5)
-        uvicorn.Server(config).run(sockets=[listener])
+        server = uvicorn.Server(config)
+        page.ending = lambda: server.should_exit
+        server.run(sockets=[listener])

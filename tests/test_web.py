@@ -460,6 +460,12 @@ def test_a_client_that_goes_ends_its_clip(
     assert client.post("/photo", content=PHOTO).status_code == 200
 
 
+def test_the_end_of_the_program_ends_a_clip(client: TestClient, page: Page, clip: bytes) -> None:
+    page.ending = lambda: True
+    assert follow(client.post("/clip", content=clip)) == []
+    assert not page.turn.locked() and not page.files and not list(page.folder.glob("clips/*"))
+
+
 @pytest.mark.parametrize(
     ("argv", "text"), [(["--host", "0.0.0.0"], "--token"), (["--port", "99999"], "port"), (["--port", "x"], "invalid")]
 )

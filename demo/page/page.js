@@ -52,7 +52,7 @@ async function follow(body) { // the lines about a clip's progress, to its resul
   let rest = "", content = {};
   for (;;) {
     const { value, done } = await reader.read();
-    if (done) return content.stage ? Promise.reject() : content;
+    if (done) return content.id || content.error ? content : Promise.reject();
     const lines = (rest + value).split("\n");
     rest = lines.pop();
     for (const line of lines) {
