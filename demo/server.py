@@ -1,4 +1,4 @@
-"""The server of the page: photos and clips in, one after another through the network, results out. See `web.py`.
+"""The server of the page: photos and videos in, one after another through the network, results out. See `web.py`.
 
 A client's bytes are read by `load_photo` and `VideoReader` alone, and its file name never reaches a path: uploads and
 results have random names in a temporary folder. Requests by other sites, and under other host names than ours, are
@@ -48,17 +48,17 @@ from demo.results import DEPTH_METRIC, DEPTH_VIRTUAL, ResultWriter, depth_note
 from demo.run import real_camera
 
 MAX_PHOTO = 20_000_000  # bytes
-MAX_CLIP = 200_000_000  # bytes
-MAX_CLIP_PIXELS = 4096 * 2304  # of a frame; an encoder holds dozens of them
-WAITING = 8  # photos and clips, beside the one in the network
+MAX_VIDEO = 200_000_000  # bytes
+MAX_VIDEO_PIXELS = 4096 * 2304  # of a frame; an encoder holds dozens of them
+WAITING = 8  # photos and videos, beside the one in the network
 KEPT = 50  # results
-REPORT_EVERY = 0.5  # s, between lines about a clip's progress
+REPORT_EVERY = 0.5  # s, between lines about a video's progress
 PREVIEW = 640  # px, longer side at most
 RETRY_AFTER = 5  # s
 LONGEST_NAME = 200  # characters of a file's name in its results
 PAGE = Path(__file__).resolve().parent / "page"
 VIEWS = ("box", "skeleton", "mesh", "side")
-CLIP_FILES = ("overlay.mp4", "hands.npz", "summary.json")
+VIDEO_FILES = ("overlay.mp4", "hands.npz", "summary.json")
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -109,7 +109,7 @@ class Page:
         self.order: deque[str] = deque()
         self.inside = 0
         self.turn = asyncio.Lock()
-        self.ending: Callable[[], bool] = lambda: False  # the program was asked to end; clips do not hold it up
+        self.ending: Callable[[], bool] = lambda: False  # the program was asked to end; videos do not hold it up
 
     def app(self, hosts: frozenset[str] | None, token: str | None = None) -> Starlette:
         """The application.
@@ -124,7 +124,7 @@ class Page:
 
         routes = [file(""), file("page.css"), file("page.js")]
         routes += [Route("/photo", self.photo, methods=["POST"]), Route("/result/{id}/{path:path}", self.result)]
-        routes.append(Route("/clip", ClipEndpoint(self), methods=["POST"]))
+        routes.append(Route("/video", VideoEndpoint(self), methods=["POST"]))
         handlers: Any = {HTTPException: _refusal, Exception: _failure}
         return Starlette(
             routes=routes, exception_handlers=handlers, middleware=[Middleware(Guard, hosts=hosts, token=token)]
@@ -261,8 +261,8 @@ class Page:
                 path.unlink(missing_ok=True)
 
 
-class Clip:
-    """A clip in the network, as the page is told of it. The network's thread writes, the server's reads."""
+class VideoRun:
+    """A video in the network, as the page is told of it. The network's thread writes, the server's reads."""
 
     def __init__(self) -> None:
         self.gone = False  # the client
@@ -293,8 +293,8 @@ class Clip:
         return self.state | ({"preview": preview} if preview else {})
 
 
-class ClipEndpoint:
-    """POST /clip: a video -> lines of JSON: progress with previews, at last the result or {"error": ...}.
+class VideoEndpoint:
+    """POST /video: a video -> lines of JSON: progress with previews, at last the result or {"error": ...}.
 
     The whole frame is one person, so no detector's weights are needed. A client that goes, as by the page's Cancel,
     ends the work at the next frame; nothing of it is kept.
@@ -311,56 +311,57 @@ class ClipEndpoint:
             await send({"type": "http.response.body", "body": json.dumps(line).encode() + b"\n", "more_body": True})
 
         with suppress(ClientDisconnect):
-            async with self.page.upload(request, MAX_CLIP, "clip") as upload:
-                await run_in_threadpool(_check_clip, upload)
+            async with self.page.upload(request, MAX_VIDEO, "video") as upload:
+                await run_in_threadpool(_check_video, upload)
                 headers = [(b"content-type", b"application/x-ndjson")]
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
                 if self.page.turn.locked():
                     await write({"stage": "waiting"})
                 await self.page.wait(request)
-                clip = Clip()
-                work = asyncio.ensure_future(self._run(clip, upload, options))
+                run = VideoRun()
+                work = asyncio.ensure_future(self._run(run, upload, options))
                 gone = asyncio.ensure_future(receive())
                 try:
                     while not work.done() and not self.page.ending():
                         await asyncio.wait((work, gone), timeout=REPORT_EVERY, return_when=asyncio.FIRST_COMPLETED)
                         if gone.done():
                             raise ClientDisconnect
-                        await write(work.result() if work.done() else clip.line())
+                        await write(work.result() if work.done() else run.line())
                 finally:
                     gone.cancel()
-                    clip.gone = True
+                    run.gone = True
                     await asyncio.wait((work,))  # the upload is open until then
                 await send({"type": "http.response.body", "body": b""})
 
-    async def _run(self, clip: Clip, upload: Path, options: Options) -> dict[str, Any]:
-        """The work. The next may begin when it ends, not when a slow client has read of it."""
+    async def _run(self, run: VideoRun, upload: Path, options: Options) -> dict[str, Any]:
+        """The work. The next may begin when it ends, not when a slow client has read its lines."""
         try:
-            return await run_in_threadpool(self._work, clip, upload, options)
+            return await run_in_threadpool(self._work, run, upload, options)
         finally:
             self.page.turn.release()
 
-    def _work(self, clip: Clip, upload: Path, options: Options) -> dict[str, Any]:
-        """One clip, in a thread: its result, or the error."""
-        from demo.video_hands import VideoOptions, process_video  # PyAV is needed for clips alone
+    def _work(self, run: VideoRun, upload: Path, options: Options) -> dict[str, Any]:
+        """One video, in a thread: its result, or the error."""
+        from demo.video_hands import VideoOptions, process_video  # PyAV is needed for videos alone
 
         page, id = self.page, secrets.token_hex(16)
-        folder = page.folder / "clips" / id
+        folder = page.folder / "videos" / id
         video_options = VideoOptions(
             hand=options.hand,
             min_confidence=options.min_confidence,
             intrinsics=partial(real_camera, [options.focal] if options.focal else None, None),
-            watch=clip.watch,
-            preview=clip.show,
+            watch=run.watch,
+            preview=run.show,
             title=options.file,
         )
         try:
             problems = process_video(upload, folder, page.predictor, video_options)
-            clip.watch("done", 0, None)
+            if run.gone:
+                raise ClientDisconnect
         except (Exception, KeyboardInterrupt) as error:  # KeyboardInterrupt is of the library: nothing was written
             page.remove(id)
-            return {"error": one_line(page.explain(error).replace(str(upload), "the clip"))}
-        page.keep(id, {name: folder / name for name in CLIP_FILES})
+            return {"error": one_line(page.explain(error).replace(str(upload), "the video"))}
+        page.keep(id, {name: folder / name for name in VIDEO_FILES})
         summary = json.loads((folder / "summary.json").read_text())
         return {
             "id": id,
@@ -368,23 +369,23 @@ class ClipEndpoint:
             "hand_model": summary["hand_model"],
             "depth": DEPTH_METRIC if options.focal else DEPTH_VIRTUAL,
             "note": summary["network_note"],
-            "clip": {key: summary[key] for key in ("frames", "seconds", "shots")}
+            "video": {key: summary[key] for key in ("frames", "seconds", "shots")}
             | {"hands": sum(person["hands"] for person in summary["people"])},
             "problems": [one_line(problem) for problem in problems],
-            "files": [{"path": name, "save_as": name} for name in CLIP_FILES],
+            "files": [{"path": name, "save_as": name} for name in VIDEO_FILES],
         }
 
 
-def _check_clip(upload: Path) -> None:
+def _check_video(upload: Path) -> None:
     """Raises HTTPException 422 for a file that is not a video, 501 if PyAV is not installed."""
     try:
-        from demo.video import VideoReader  # PyAV is needed for clips alone
+        from demo.video import VideoReader  # PyAV is needed for videos alone
     except ModuleNotFoundError as error:
-        raise HTTPException(501, f"clips need the package {error.name}: pip install av") from None
+        raise HTTPException(501, f"videos need the package {error.name}: pip install av") from None
     try:
-        VideoReader(upload, MAX_CLIP_PIXELS)
+        VideoReader(upload, MAX_VIDEO_PIXELS)
     except UserError as error:
-        raise HTTPException(422, str(error).replace(str(upload), "the clip")) from None
+        raise HTTPException(422, str(error).replace(str(upload), "the video")) from None
 
 
 class Guard:

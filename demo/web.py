@@ -1,15 +1,15 @@
-"""Both hands in 3D in the browser: drop a photo or a clip, look at the hands, download the files.
+"""Both hands in 3D in the browser: drop a photo or a video, look at the hands, download the files.
 
     python web.py                                  # then open http://127.0.0.1:7861; Ctrl-C ends it
     python web.py --gpu cpu --checkpoint FILE
     python web.py --host 0.0.0.0 --token SECRET    # for others, who open http://HOST:7861/?token=SECRET
 
-Nothing is fetched from or sent to another host. Photos and clips are deleted as soon as they are read; the last 50
-results stay in a temporary folder until the program ends. The files to download are those of demo.py, byte for byte.
+Nothing is fetched from or sent to another host. Photos and videos are deleted as soon as they are read; the last 50
+results stay in a temporary folder until the program ends. The files to download are those that demo.py writes.
 
-A clip is a video of at most 200 MB and 9 megapixels a frame. The whole frame is one person, as with demo.py --people
-one. The page shows frames as they come; Cancel, or closing the page, ends the work, and nothing of it is kept. A clip
-occupies the network until then: photos wait. Clips need the package av.
+Videos may have at most 200 MB, and 9 megapixels a frame. The whole frame is one person, as with demo.py --people one.
+The page shows frames as they come; Cancel, or closing the page, ends the work, and nothing of it is kept. Until then
+photos wait. Videos need the package av.
 """
 
 import argparse

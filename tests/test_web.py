@@ -1,4 +1,4 @@
-"""The page: every upload that must be refused, what keeps others out, the queue, the same files as demo.py's; clips."""
+"""The page: every upload that must be refused, what keeps others out, the queue, the files of demo.py; videos."""
 
 import asyncio
 import base64
@@ -27,7 +27,7 @@ from starlette.testclient import TestClient  # noqa: E402
 from demo import demo, web  # noqa: E402
 from demo.predictor import HandPredictor  # noqa: E402
 from demo.run import real_camera  # noqa: E402
-from demo.server import KEPT, MAX_PHOTO, WAITING, ClipEndpoint, Page  # noqa: E402
+from demo.server import KEPT, MAX_PHOTO, WAITING, Page, VideoEndpoint  # noqa: E402
 from demo.video import VideoReader  # noqa: E402
 from demo.video_hands import VideoOptions, process_video  # noqa: E402
 
@@ -186,11 +186,11 @@ def test_a_stream_is_read_to_the_limit_and_no_further(page: Page) -> None:
     assert not list((page.folder / "uploads").iterdir())
 
 
-@pytest.mark.parametrize("path", ["/photo", "/clip"])
+@pytest.mark.parametrize("path", ["/photo", "/video"])
 def test_a_client_that_goes_while_waiting_is_forgotten(
     path: str, page: Page, clip: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for endpoint in (Page, ClipEndpoint):
+    for endpoint in (Page, VideoEndpoint):
         monkeypatch.setattr(endpoint, "_work", lambda *args: pytest.fail("its work was not dropped"))
     body = PHOTO if path == "/photo" else clip
 
@@ -308,7 +308,7 @@ def write_video(path: Path, count: int, kind: str = "mp4", sound_only: bool = Fa
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return write_video(tmp_path_factory.mktemp("clip") / "a.mp4", 2)
+    return write_video(tmp_path_factory.mktemp("video") / "a.mp4", 2)
 
 
 def follow(answer: httpx.Response) -> list[dict]:
@@ -316,21 +316,21 @@ def follow(answer: httpx.Response) -> list[dict]:
     return [json.loads(line) for line in answer.text.splitlines()]
 
 
-def test_a_clip_comes_frame_by_frame_and_gives_the_files_of_the_demo(
+def test_a_video_comes_frame_by_frame_and_gives_the_files_of_the_demo(
     client: TestClient, page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("demo.server.REPORT_EVERY", 0.001)
     clip = write_video(tmp_path / "my clip.mp4", 9)
-    *lines, result = follow(client.post("/clip?name=my%20clip.mp4&focal=300", content=clip))
+    *lines, result = follow(client.post("/video?name=my%20clip.mp4&focal=300", content=clip))
     stages = [line["stage"] for line in lines]
-    assert {"hands", "overlay"} <= set(stages) <= {"people", "hands", "overlay", "done"}
+    assert {"hands", "overlay"} <= set(stages) <= {"people", "hands", "overlay"}
     assert all(line["frame"] <= line["frames"] == 9 for line in lines if line["stage"] in ("hands", "overlay"))
     for stage in ("hands", "overlay"):
         preview = next(line["preview"] for line in lines if line["stage"] == stage and "preview" in line)
         data = base64.b64decode(preview.removeprefix("data:image/jpeg;base64,"))
         assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape == (120, 160, 3)
     assert result["name"] == "my clip" and result["depth"].startswith("metric") and not result["problems"]
-    assert result["clip"]["frames"] == 9 and result["clip"]["hands"] == 18
+    assert result["video"]["frames"] == 9 and result["video"]["hands"] == 18
     assert not list((page.folder / "uploads").iterdir())
 
     address = f"/result/{result['id']}/"
@@ -351,10 +351,10 @@ def test_a_clip_comes_frame_by_frame_and_gives_the_files_of_the_demo(
 
     monkeypatch.setattr("demo.server.KEPT", 1)
     client.post("/photo", content=PHOTO)
-    assert client.get(address + "overlay.mp4").status_code == 404 and not list((page.folder / "clips").iterdir())
+    assert client.get(address + "overlay.mp4").status_code == 404 and not list((page.folder / "videos").iterdir())
 
 
-BAD_CLIPS: dict[str, tuple[Callable[[Path], bytes], int, str]] = {
+BAD_VIDEOS: dict[str, tuple[Callable[[Path], bytes], int, str]] = {
     "empty": (lambda path: b"", 422, "empty"),
     "text": (lambda path: b"not a video", 422, "not a video"),
     "a photo": (lambda path: PHOTO, 422, "not a video"),
@@ -366,16 +366,16 @@ BAD_CLIPS: dict[str, tuple[Callable[[Path], bytes], int, str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", BAD_CLIPS)
-def test_bad_clips(
+@pytest.mark.parametrize("kind", BAD_VIDEOS)
+def test_bad_videos(
     client: TestClient, page: Page, clip: bytes, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make, status, reason = BAD_CLIPS[kind]
+    make, status, reason = BAD_VIDEOS[kind]
     with monkeypatch.context() as patch:
-        patch.setattr("demo.server.MAX_CLIP", 3_000_000)
+        patch.setattr("demo.server.MAX_VIDEO", 3_000_000)
         if kind == "too many pixels":
-            patch.setattr("demo.server.MAX_CLIP_PIXELS", 1000)
-        answer = client.post("/clip", content=make(tmp_path / "a.mp4"))
+            patch.setattr("demo.server.MAX_VIDEO_PIXELS", 1000)
+        answer = client.post("/video", content=make(tmp_path / "a.mp4"))
     error = answer.json()["error"]
     assert answer.status_code == status and re.search(reason, error), error
     assert "\n" not in error and str(page.folder) not in error and "/" not in error
@@ -383,23 +383,23 @@ def test_bad_clips(
     assert client.post("/photo", content=PHOTO).status_code == 200
 
 
-def test_a_clip_that_is_damaged_is_done_as_far_as_it_goes(client: TestClient, page: Page, tmp_path: Path) -> None:
+def test_a_video_that_is_damaged_is_done_as_far_as_it_goes(client: TestClient, page: Page, tmp_path: Path) -> None:
     content = write_video(tmp_path / "a.mkv", 12, "matroska")
-    result = follow(client.post("/clip?name=a.mkv", content=content[: len(content) * 6 // 10]))[-1]
-    assert 0 < result["clip"]["frames"] < 12 and re.search("^it is (cut short|damaged)", result["problems"][0])
+    result = follow(client.post("/video?name=a.mkv", content=content[: len(content) * 6 // 10]))[-1]
+    assert 0 < result["video"]["frames"] < 12 and re.search("^it is (cut short|damaged)", result["problems"][0])
     files = {file["path"]: client.get(f"/result/{result['id']}/{file['path']}").content for file in result["files"]}
     assert str(page.folder) not in files["summary.json"].decode()
     (tmp_path / "o.mp4").write_bytes(files["overlay.mp4"])
-    assert len(list(VideoReader(tmp_path / "o.mp4"))) == result["clip"]["frames"]
+    assert len(list(VideoReader(tmp_path / "o.mp4"))) == result["video"]["frames"]
 
 
-def test_a_clip_without_hands(client: TestClient, clip: bytes, capfd: pytest.CaptureFixture) -> None:
-    result = follow(client.post("/clip?min_confidence=1", content=clip))[-1]
-    assert result["clip"]["hands"] == 0 and result["files"]
+def test_a_video_without_hands(client: TestClient, clip: bytes, capfd: pytest.CaptureFixture) -> None:
+    result = follow(client.post("/video?min_confidence=1", content=clip))[-1]
+    assert result["video"]["hands"] == 0 and result["files"]
     assert "frame" not in "".join(capfd.readouterr())  # the terminal is not the page's
 
 
-def test_a_failure_in_a_clip_is_its_last_line_and_the_next_works(
+def test_a_failure_in_a_video_is_its_last_line_and_the_next_works(
     client: TestClient, page: Page, clip: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: Any) -> None:
@@ -407,21 +407,21 @@ def test_a_failure_in_a_clip_is_its_last_line_and_the_next_works(
 
     with monkeypatch.context() as patch:
         patch.setattr(page.predictor, "observe", fail)
-        result = follow(client.post("/clip", content=clip))[-1]
+        result = follow(client.post("/video", content=clip))[-1]
     assert result == {"error": "RuntimeError: bad kernel\\nat the results' folder"}
-    assert not list(page.folder.glob("clips/*")) and not list((page.folder / "uploads").iterdir())
-    assert "id" in follow(client.post("/clip", content=clip))[-1]
+    assert not list(page.folder.glob("videos/*")) and not list((page.folder / "uploads").iterdir())
+    assert "id" in follow(client.post("/video", content=clip))[-1]
 
 
-def test_clips_without_pyav(client: TestClient, clip: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_videos_without_pyav(client: TestClient, clip: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)  # importing it fails
     monkeypatch.delitem(sys.modules, "demo.video")
-    answer = client.post("/clip", content=clip)
-    assert answer.status_code == 501 and answer.json()["error"] == "clips need the package av: pip install av"
+    answer = client.post("/video", content=clip)
+    assert answer.status_code == 501 and answer.json()["error"] == "videos need the package av: pip install av"
     assert client.post("/photo", content=PHOTO).status_code == 200
 
 
-def test_a_client_that_goes_ends_its_clip(
+def test_a_client_that_goes_ends_its_video(
     page: Page, client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As by Cancel: at the next frame, and nothing of it is kept."""
@@ -448,7 +448,7 @@ def test_a_client_that_goes_ends_its_clip(
             if b"preview" in message.get("body", b""):
                 seen.set()
 
-        scope = {"type": "http", "method": "POST", "path": "/clip", "query_string": b"", "http_version": "1.1"}
+        scope = {"type": "http", "method": "POST", "path": "/video", "query_string": b"", "http_version": "1.1"}
         scope |= {"headers": [(b"host", b"127.0.0.1")], "scheme": "http", "server": ("127.0.0.1", 80)}
         await asyncio.wait_for(page.app(HOSTS)(scope, receive, send), 60)
 
@@ -456,14 +456,14 @@ def test_a_client_that_goes_ends_its_clip(
         patch.setattr(page.predictor, "observe", slow)
         asyncio.run(scenario())
     assert batches in ([8], [8, 8]) and page.inside == 0 and not page.turn.locked() and not page.files
-    assert not list(page.folder.glob("clips/*")) and not list((page.folder / "uploads").iterdir())
+    assert not list(page.folder.glob("videos/*")) and not list((page.folder / "uploads").iterdir())
     assert client.post("/photo", content=PHOTO).status_code == 200
 
 
-def test_the_end_of_the_program_ends_a_clip(client: TestClient, page: Page, clip: bytes) -> None:
+def test_the_end_of_the_program_ends_a_video(client: TestClient, page: Page, clip: bytes) -> None:
     page.ending = lambda: True
-    assert follow(client.post("/clip", content=clip)) == []
-    assert not page.turn.locked() and not page.files and not list(page.folder.glob("clips/*"))
+    assert follow(client.post("/video", content=clip)) == []
+    assert not page.turn.locked() and not page.files and not list(page.folder.glob("videos/*"))
 
 
 @pytest.mark.parametrize(

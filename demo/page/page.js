@@ -1,6 +1,6 @@
 "use strict";
 const $ = (id) => document.getElementById(id);
-const MAX_PHOTO = 20e6, MAX_CLIP = 200e6; // bytes
+const MAX_PHOTO = 20e6, MAX_VIDEO = 200e6; // bytes
 const VIDEO = /\.(mp4|mov|m4v|mkv|webm|avi)$/i;
 const STAGES = {
   waiting: "waiting for the one before it",
@@ -17,7 +17,7 @@ function say(text, bad = false) {
 
 async function run(file, fileName) {
   if (running) return say("The file before this one is still running.");
-  const isClip = file.type.startsWith("video/") || VIDEO.test(fileName), limit = isClip ? MAX_CLIP : MAX_PHOTO;
+  const isVideo = file.type.startsWith("video/") || VIDEO.test(fileName), limit = isVideo ? MAX_VIDEO : MAX_PHOTO;
   if (file.size > limit) return say(`This file has more than ${limit / 1e6} MB.`, true);
   photo = file;
   name = fileName || "photo";
@@ -29,8 +29,8 @@ async function run(file, fileName) {
   for (const [key, value] of new FormData($("options"))) if (typeof value === "string" && value) query.set(key, value);
   try {
     const request = { method: "POST", body: file, signal: running.signal };
-    const answer = await fetch(`${isClip ? "clip" : "photo"}?${query}`, request);
-    const content = answer.ok && isClip ? await follow(answer.body) : await answer.json();
+    const answer = await fetch(`${isVideo ? "video" : "photo"}?${query}`, request);
+    const content = answer.ok && isVideo ? await follow(answer.body) : await answer.json();
     if (content.error) end(content.error, true);
     else show(content);
   } catch {
@@ -47,7 +47,7 @@ function end(text, bad = false) {
   if (stage?.shown) $("result").hidden = true; // what it shows is of no result
 }
 
-async function follow(body) { // the lines about a clip's progress, to its result
+async function follow(body) { // the lines about a video's progress, to its result
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "", content = {};
   for (;;) {
@@ -64,7 +64,7 @@ async function follow(body) { // the lines about a clip's progress, to its resul
 
 function progress(line) {
   if (line.stage !== stage?.name) {
-    stage = { name: line.stage, begun: performance.now(), from: line.frame };
+    stage = { name: line.stage, begun: performance.now(), from: line.frame, shown: stage?.shown };
     say(`${name}: ${STAGES[line.stage]}.`);
     $("progress").hidden = false;
     $("bar").removeAttribute("value");
@@ -93,11 +93,11 @@ function showOnly(shown) {
 
 function show(content) {
   result = content;
-  const lines = content.clip ? clipFacts(content) : photoFacts(content);
+  const lines = content.video ? videoFacts(content) : photoFacts(content);
   lines.push(fact("depth", content.depth), fact("hand model", content.hand_model));
   if (content.note) lines.push(fact("network", content.note));
   const note = document.createElement("small");
-  note.textContent = content.clip ? "The whole frame is taken for one person; demo.py also follows several."
+  note.textContent = content.video ? "The whole frame is taken for one person; demo.py also follows several."
     : "Confidence is the height of the detector's heatmap, 0 to 1: a number to compare photos of one network by, not a "
     + "probability.";
   $("facts").replaceChildren(...lines, note);
@@ -108,13 +108,13 @@ function show(content) {
     return link;
   }));
   $("view3d").hidden = !content.has_3d;
-  $("views").hidden = Boolean(content.clip);
+  $("views").hidden = Boolean(content.video);
   $("facts").hidden = $("downloads").hidden = false;
   view();
 }
 
-function clipFacts(content) {
-  const { frames, seconds, hands, shots } = content.clip;
+function videoFacts(content) {
+  const { frames, seconds, hands, shots } = content.video;
   const problems = content.problems.map((text) => ` ${text[0].toUpperCase()}${text.slice(1)}.`).join("");
   const found = hands ? "done" : "no hand was found; the overlay is the video";
   say(`${content.name}: ${found}.${problems}`, problems !== "");
@@ -140,7 +140,7 @@ function address(path) { return `result/${result.id}/${path}`; }
 function view() {
   let kind = document.querySelector("[name=view]:checked").value;
   if (kind === "3d" && !result.has_3d) kind = "mesh";
-  if (result.clip) {
+  if (result.video) {
     showOnly("video");
     $("video").src = address("overlay.mp4");
     return;
