@@ -181,3 +181,14 @@ def test_a_profile_names_the_modules_of_forward_and_backward(small_model):
         assert found[name]["forward"] > 0
     assert found["hand_trans_net.backbone.layer2"]["backward"] > 0  # reached from `rel_transl`
     assert not found["body_backbone.layer1"]["backward"]  # not reached
+
+
+@pytest.mark.slow
+def test_the_exported_network_beside_pytorch(monkeypatch, mano_folder, tmp_path):
+    """Two calls against PyTorch at each batch size; two ways to start beside the usual one."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    options = ("--gpu", "cpu", "--preset", "small", "--only", "exported", "--rounds", 1, "--mano", mano_folder)
+    assert run(monkeypatch, *options, "--output", tmp_path / "results.json") == 0
+    rows = json.loads((tmp_path / "results.json").read_text())["figures"]
+    assert len(rows) == 3 * 2 + 2 * 2 and all(0 < row["value"] < 10 and row["met"] is None for row in rows)

@@ -18,6 +18,8 @@ alike; printed are the median, minimum and maximum over the rounds. Stages:
     store       opening cached annotations, and what a loader worker adds (tool/measure_store.py)
     metrics     all that main/test.py does after the network, on one core
     rendering   two hands at 512 x 512
+    exported    onnxruntime and torch.compile / PyTorch, on the CPU; runs only if --only names it, because it needs the
+                packages onnx, onnxscript and onnxruntime
 
 --what video measures steadiness, tracking, time and memory of videos instead, see tool/benchmarks/video.py.
 
@@ -52,6 +54,7 @@ from main.options import preset_config
 from tool.benchmarks import video
 from tool.benchmarks.core import DTYPES, Bench, Clock, Measurement, describe_machine, table, tf32
 from tool.benchmarks.data import loader, metrics, rendering, store
+from tool.benchmarks.exported import exported
 from tool.benchmarks.network import inference, trans_input
 from tool.benchmarks.profile import profile_table
 from tool.benchmarks.step import training_step
@@ -66,6 +69,7 @@ STAGES: dict[str, Callable[[Bench], list[Measurement]]] = {
     "store": store,
     "metrics": metrics,
     "rendering": rendering,
+    "exported": exported,
 }
 NEED_DATA = {"step", "loader"}
 TOY_SETS = ("InterHand26M", "MSCOCO")
@@ -120,8 +124,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--only",
         type=names_from(STAGES),
-        default=list(STAGES),
-        help=f"stages to run, of {', '.join(STAGES)} (default: all)",
+        default=[*STAGES][:-1],
+        help=f"stages to run, of {', '.join(STAGES)} (default: all but exported)",
     )
     parser.add_argument(
         "--preset", choices=("small",), help="size of the network; small: for a CPU (default: the published size)"
