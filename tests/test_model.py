@@ -275,6 +275,10 @@ def test_a_step_copies_nothing_between_host_and_device(small_model):
 
     # cuDNN's grid_sample has no fake version.
     with FakeTensorMode(), torch.backends.cudnn.flags(enabled=False):
+        try:
+            on_cuda(torch.empty(1))[:, None]
+        except RuntimeError as error:  # 2.9 does, 2.14 does not
+            pytest.skip(f"this PyTorch needs a CUDA driver for fake CUDA tensors: {error}".splitlines()[0])
         model._apply(on_cuda)
         sample = tree_map_only(Tensor, on_cuda, sample)
         with pytest.raises(AssertionError, match="copies"), OneDevice():
