@@ -29,11 +29,6 @@ class Camera:
     orthographic: bool
 
 
-def project_orthographic(points_cam: Array, focal: Array, princpt: Array) -> Array:
-    """(..., 3) m -> (..., 2) px, x * f + c. `focal` and `princpt` broadcast against (..., 2)."""
-    return points_cam[..., :2] * focal + princpt
-
-
 def project_pinhole(points_cam: Array, focal: Array, princpt: Array) -> Array:
     """(..., 3) m -> (..., 2) px, x / z * f + c. `focal` and `princpt` broadcast against (..., 2)."""
     return points_cam[..., :2] / points_cam[..., 2:] * focal + princpt
@@ -41,7 +36,9 @@ def project_pinhole(points_cam: Array, focal: Array, princpt: Array) -> Array:
 
 def project(points_cam: np.ndarray, camera: Camera) -> np.ndarray:
     """(..., 3) m in `cam` -> (..., 2) px in the camera's frame."""
-    return (project_orthographic if camera.orthographic else project_pinhole)(points_cam, camera.focal, camera.princpt)
+    if camera.orthographic:
+        return points_cam[..., :2] * camera.focal + camera.princpt
+    return project_pinhole(points_cam, camera.focal, camera.princpt)
 
 
 def place_before_camera(

@@ -64,15 +64,6 @@ def rescale(points: Tensor, size_a: tuple[int, int], size_b: tuple[int, int]) ->
     Args:
         points: (..., C) with x, y first; further components, e.g. a depth, are kept.
     """
-    return torch.cat((rescale_x(points[..., :1], size_a, size_b), rescale_y(points[..., 1:2], size_a, size_b),
-                      points[..., 2:]), -1)  # fmt: skip
-
-
-def rescale_x(x: Tensor, size_a: tuple[int, int], size_b: tuple[int, int]) -> Tensor:
-    """x on grid a -> x on grid b; sizes are (h, w)."""
-    return x / size_a[1] * size_b[1]
-
-
-def rescale_y(y: Tensor, size_a: tuple[int, int], size_b: tuple[int, int]) -> Tensor:
-    """y on grid a -> y on grid b; sizes are (h, w)."""
-    return y / size_a[0] * size_b[0]
+    (height_a, width_a), (height_b, width_b) = size_a, size_b
+    x, y = points[..., :1] / width_a * width_b, points[..., 1:2] / height_a * height_b
+    return torch.cat((x, y, points[..., 2:]), -1)

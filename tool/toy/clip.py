@@ -207,7 +207,7 @@ def true_table(clip: Clip) -> dict[str, np.ndarray]:
         for frame in range(len(shot.people[0])):
             for offset, hands in enumerate(moment[frame] for moment in shot.people):
                 points = to_image(shot.view, hands.vertices)
-                box = _person_box(points, shot.view.size)
+                box = xywh_to_xyxy(clip_box(box_of(points), shot.view.size))  # around what is in the image
                 for side in (RIGHT, LEFT):
                     inside = ((points[side] >= 0) & (points[side] < shot.view.size[::-1])).all(-1).mean()
                     joints = hands.joints[side]
@@ -241,12 +241,6 @@ def true_table(clip: Clip) -> dict[str, np.ndarray]:
         name: values.astype(np.float32) if values.dtype == np.float64 and name != "time" else values
         for name, values in table.items()
     }
-
-
-def _person_box(points_image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(4,) xyxy px around both hands; of what is in the image, if anything is."""
-    box = clip_box(box_of(points_image), size)
-    return xywh_to_xyxy(box)
 
 
 def noisy_boxes(truth: dict[str, np.ndarray], noise: float = 0.0, seed: int = 0) -> list[np.ndarray]:
