@@ -12,8 +12,8 @@ import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -380,26 +380,23 @@ class InstantPredictor(HandPredictor):
                 for frame in frames]  # fmt: skip
 
 
-def _peak_of_video(path: Path, mano: Path, send: Connection) -> None:
+def _peak_of_video(path: Path, mano: Path) -> float:
+    """MiB."""
     torch.set_num_threads(1)
     predictor = InstantPredictor(TwoHandMano(*read_hand_models(mano)))
     process_video(path, path.parent / path.stem, predictor, VideoOptions(draw=()))
-    send.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def memory(work: Path, mano: Path, lengths: tuple[int, int] = (10, 600)) -> list[Measurement]:
     """Peak memory of 10 min beside 10 s (`lengths`), less the table; small frames, a network that answers at once."""
     frames = [np.full((96, 128, 3), 60 + number, np.uint8) for number in range(FPS)]  # one shot, without a cut
-    peaks, tables, context = [], [], multiprocessing.get_context("spawn")
+    peaks, tables = [], []
     for seconds in lengths:
         path, count = work / f"seconds_{seconds}.mp4", seconds * FPS
         encode(path, (frames[number % FPS] for number in range(count)), np.arange(count) * 20)
-        receive, send = context.Pipe(duplex=False)
-        process = context.Process(target=_peak_of_video, args=(path, mano, send))
-        process.start()
-        send.close()
-        peaks.append(receive.recv())
-        process.join()
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
+            peaks.append(fresh.submit(_peak_of_video, path, mano).result())
         with np.load(path.parent / path.stem / "hands.npz") as table:
             tables.append(sum(table[name].nbytes for name in table) / 2**20)
     text = f"peak {peaks[0]:.0f} and {peaks[1]:.0f} MiB, tables {tables[0]:.0f} and {tables[1]:.0f} MiB; 128 x 96 px"
