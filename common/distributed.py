@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.multiprocessing as multiprocessing
-from filelock import FileLock, Timeout
 from torch import Tensor
 from torch import distributed as dist
 
-from common.errors import END_SIGNALS, FAILED, STOPPED, UserError, error_context, explain_failure, one_line
+from common.errors import END_SIGNALS, FAILED, STOPPED, UserError, explain_failure, one_line
 
 TIMEOUT = timedelta(hours=2)  # for the other processes: one may be reading the annotations of a million images
 MEETING_TIMEOUT = timedelta(minutes=10)  # for the processes of all machines to start
@@ -408,43 +407,3 @@ class StopSignal(StopRequest):
     def exit_code(self) -> int:
         """130 after Ctrl-C, as shells have it; 0 after SIGTERM or SIGHUP, which ask for a clean end."""
         return STOPPED if self.number == signal.SIGINT else 0
-
-
-class FolderLock:
-    """Keeps a second training out of a folder; held until the block or the process ends, however it ends.
-
-    Where the file system has no locks it only warns.
-
-    Args:
-        folder: must exist.
-
-    Raises:
-        UserError: another process holds it, or the folder cannot be written.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        path = folder / ".lock"
-        if path.exists() and not path.is_file():  # to open a pipe might never end
-            raise UserError(f"{path} is not a file; remove it, or choose another --output")
-        with error_context(f"cannot lock {folder}", advice="choose another --output"):
-            open(path, "ab").close()
-        self.lock = FileLock(path, timeout=0)
-        try:
-            self.lock.acquire()
-        except Timeout:
-            raise UserError(
-                f"another training runs in {folder}; wait for it, or choose another folder with --output"
-            ) from None
-        except (OSError, NotImplementedError) as error:
-            reason = (isinstance(error, OSError) and error.strerror) or error
-            print(
-                f"warning: {folder} cannot be locked ({reason}); start no second training in it",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def __enter__(self) -> "FolderLock":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.lock.release()

@@ -58,7 +58,6 @@ from common.criterion import InterWildLoss
 from common.devices import parse_devices
 from common.distributed import (
     STOP_SIGNALS,
-    FolderLock,
     ProcessInfo,
     StopSignal,
     barrier,
@@ -93,7 +92,7 @@ from common.precision import AutocastModule
 from common.run_record import import_service, run_record
 from common.targets import build_images, build_targets
 from common.types import Prediction, Sample, Targets, take
-from common.utils.files import make_folder, write_image, write_json
+from common.utils.files import exclusive, make_folder, write_image, write_json
 from common.utils.images import quiet_opencv
 from common.utils.joints import MANO_JOINTS
 from data.dataset import MixedSampler, check_machine, init_worker, loader_workers, to_device, unwrap_worker_errors
@@ -225,7 +224,8 @@ def open_output(args: argparse.Namespace, process: ProcessInfo) -> Iterator[Resu
         path = None
         if process.is_main:
             make_folder(args.output)
-            stack.enter_context(FolderLock(args.output))
+            busy = f"another training runs in {args.output}; wait for it, or choose another folder with --output"
+            stack.enter_context(exclusive(args.output / ".lock", busy))
             # A process that torchrun restarted has the same options, with --overwrite among them.
             prepare_folder(folder, keep=args.go_on or restarted_by_torchrun(), overwrite=args.overwrite)
             path = latest_valid_checkpoint(folder, tell)

@@ -27,8 +27,9 @@ from processes import (
 )
 
 from common import distributed
-from common.distributed import FolderLock, ProcessInfo, StopSignal, barrier, launch, main_first
+from common.distributed import ProcessInfo, StopSignal, barrier, launch, main_first
 from common.errors import UserError
+from common.utils.files import exclusive
 from main.train import wrap_model
 from tests.faults import patience
 
@@ -200,10 +201,10 @@ def test_a_file_system_without_locks_gives_a_warning(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(FileLock, "acquire", refuse)
-    with FolderLock(tmp_path):
+    with exclusive(tmp_path / ".lock", ""):
         pass
     warning = capsys.readouterr().err
-    assert "cannot be locked (No locks available); start no second training in it" in warning
+    assert "cannot be locked (No locks available); start no second run in it" in warning
     assert warning.count("\n") == 1
 
 

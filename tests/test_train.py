@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from common.criterion import InterWildLoss
 from common.devices import parse_devices
-from common.distributed import FolderLock, ProcessInfo, StopSignal
+from common.distributed import ProcessInfo, StopSignal
 from common.drawing.samples import draw_sheet
 from common.drawing.sheets import LINE, MARGIN, fit
 from common.errors import UserError
@@ -234,14 +234,16 @@ def test_other_order_of_the_data_within_an_epoch_is_refused(toy: Path, middle: P
 
 def test_second_training_in_a_folder_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
     """Also gone by SIGKILL: nothing stale is left."""
-    code = "import sys, time; from pathlib import Path; from common.distributed import FolderLock\n"
-    code += "lock = FolderLock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    code = "import sys, time; from pathlib import Path; from common.utils.files import exclusive\n"
+    code += "with exclusive(Path(sys.argv[1], '.lock'), ''): print('held', flush=True); time.sleep(60)"
+    args, process = program.parse_args(["--output", str(tmp_path)]), ProcessInfo(0, 1, 0, torch.device("cpu"))
     with subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(UserError, match="another training runs in"):
-            FolderLock(tmp_path)
+        with pytest.raises(UserError, match="another training runs in"), program.open_output(args, process):
+            pass
         other.kill()
-    FolderLock(tmp_path)
+    with program.open_output(args, process):
+        pass
 
 
 # ---- Devices ----

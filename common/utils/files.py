@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -169,12 +170,34 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def exclusive(lock: Path, problem: str) -> Iterator[None]:
-    """Keep other processes out during the block, by a lock file. Raises UserError(problem) if one holds it."""
+    """Keep other processes out of a folder until the block or this process ends, however it ends.
+
+    Where the file system has no locks it only warns.
+
+    Args:
+        lock: a file, whose folder must exist.
+        problem: the message if another process holds it.
+
+    Raises:
+        UserError: another process holds it, or it cannot be written.
+    """
+    if lock.exists() and not lock.is_file():  # to open a pipe might never end
+        raise UserError(f"{lock} is not a file; remove it, or choose another --output")
+    with error_context(f"cannot lock {lock.parent}", advice="choose another --output"):
+        open(lock, "ab").close()
+    held = FileLock(lock, timeout=0)
     try:
-        with FileLock(lock, timeout=0):
-            yield
+        held.acquire()
     except Timeout:
         raise UserError(problem) from None
+    except (OSError, NotImplementedError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        text = f"warning: {lock.parent} cannot be locked ({reason}); start no second run in it"
+        print(text, file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
