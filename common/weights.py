@@ -1,4 +1,4 @@
-"""Which file a checkpoint is: its sha256, against one that is given and against the one remembered.
+"""Files of weights: torchvision's, and which file a checkpoint is, by its sha256: the one given, the one remembered.
 
 `doctor --remember` writes the sums into `REMEMBERED`, {path: sha256}. No sums of the published checkpoints
 are known, so none stand here.
@@ -6,10 +6,12 @@ are known, so none stand here.
 
 import hashlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from urllib.error import URLError
 
 import msgspec
+import torch
 
 from common.errors import UserError, error_context, one_line
 from common.options import HOME
@@ -61,3 +63,32 @@ def remember(paths: Iterable[Path]) -> None:
     """Write the sums of files, beside those of others. Raises UserError if that fails."""
     make_folder(REMEMBERED.parent)
     write_json(REMEMBERED, remembered() | {str(path.resolve()): file_sha256(path) for path in paths})
+
+
+# ---- torchvision's weights ----
+
+
+def weights_file(url: str) -> Path:
+    """Where torch keeps the file of an address."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+
+
+def fetch_weights(url: str, what: str, otherwise: str) -> Mapping[str, torch.Tensor]:
+    """Weights from torch's folder, downloaded there at first use; the hash in the name is checked then.
+
+    Args:
+        url: ends in NAME-HASH.pth.
+        what: they are, for messages.
+        otherwise: what to do without them.
+
+    Raises:
+        UserError: no connection, or the file is damaged.
+    """
+    file = weights_file(url)
+    try:
+        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+    except (URLError, OSError) as error:
+        raise UserError(f"cannot get {what} ({error}): put {url} into {file.parent}, or {otherwise}") from None
+    except Exception as error:  # whatever loading a damaged file leads to
+        reason = str(error).split("\n", 1)[0][:200] or type(error).__name__
+        raise UserError(f"{what} in {file} cannot be read ({reason}); delete it and start again") from None

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from common.errors import UserError, error_context, is_out_of_memory
 from common.options import VIDEO_SUFFIXES
 from common.types import SIDES
 from common.utils.files import check_is_file
+from common.weights import fetch_weights, weights_file
 from demo.hands import PersonHands, PhotoHands
 
 Boxes = TypeVar("Boxes")  # of a photo or of a video's frames
@@ -112,32 +112,6 @@ class TorchvisionDetector:
             people = result["labels"] == PERSON
             found.append((result["boxes"][people].cpu().numpy(), result["scores"][people].cpu().numpy()))
         return found
-
-
-def weights_file(url: str) -> Path:
-    """Where torch keeps the file of an address."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-
-
-def fetch_weights(url: str, what: str, otherwise: str) -> Mapping[str, torch.Tensor]:
-    """Weights from torch's folder, downloaded there at first use; the hash in the name is checked then.
-
-    Args:
-        url: ends in NAME-HASH.pth.
-        what: they are, for messages.
-        otherwise: what to do without them.
-
-    Raises:
-        UserError: no connection, or the file is damaged.
-    """
-    file = weights_file(url)
-    try:
-        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-    except (URLError, OSError) as error:
-        raise UserError(f"cannot get {what} ({error}): put {url} into {file.parent}, or {otherwise}") from None
-    except Exception as error:  # whatever loading a damaged file leads to
-        reason = str(error).split("\n", 1)[0][:200] or type(error).__name__
-        raise UserError(f"{what} in {file} cannot be read ({reason}); delete it and start again") from None
 
 
 # ---- Boxes ----

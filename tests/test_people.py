@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 
 from common.errors import UserError
+from common.nets.resnet import ResNetBackbone, load_imagenet
 from common.utils.camera import Camera
 from demo import people
 from demo.hands import Hand, PhotoHands
@@ -63,12 +65,14 @@ def test_no_connection_is_one_line_with_the_way_round(tmp_path: Path, monkeypatc
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
     def offline(*_: object, **__: object) -> None:
-        raise people.URLError("no route to host")
+        raise URLError("no route to host")
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     with pytest.raises(UserError, match=r"https://.*checkpoints, or use --people one") as raised:
         load_detector("accurate", torch.device("cpu"))
     assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match=r"https://.*checkpoints, or start from random numbers with --init random"):
+        load_imagenet(ResNetBackbone("resnet18"))
 
 
 @pytest.mark.parametrize("name", ["slow", "no.such.module:f", "json:no_such_function", "json:__name__"])

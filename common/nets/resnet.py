@@ -1,15 +1,13 @@
 """ResNet backbones: torchvision's networks without pooling and classifier, with their parameter names; a small one."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
-import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, resnet
 
-from common.errors import UserError
+from common.errors import UserError, error_context
+from common.weights import fetch_weights, weights_file
 
 
 class SmallResNet(nn.Module):
@@ -84,18 +82,7 @@ def load_imagenet(backbone: ResNetBackbone) -> None:
         raise UserError(
             f"there are no ImageNet weights for {backbone.name}; start from random numbers with --init random"
         )
-    file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[1]
-    try:
-        state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True, map_location="cpu")
-        own = backbone.state_dict()
-        backbone.load_state_dict({key: state[key] for key in own})  # all but the classifier
-    except (URLError, OSError) as error:
-        raise UserError(
-            f"no ImageNet weights for {backbone.name} ({error}); download {weights.url} elsewhere, put it at {file}, "
-            "or start from random numbers with --init random"
-        ) from None
-    except (RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"the ImageNet weights at {file} are damaged ({reason}); delete the file and try again"
-        ) from None
+    what, otherwise = f"the ImageNet weights of {backbone.name}", "start from random numbers with --init random"
+    state, file = fetch_weights(weights.url, what, otherwise), weights_file(weights.url)
+    with error_context(f"{what} in {file} are damaged", RuntimeError, KeyError, advice="delete it and start again"):
+        backbone.load_state_dict({key: state[key] for key in backbone.state_dict()})  # all but the classifier
