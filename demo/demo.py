@@ -80,6 +80,8 @@ def main() -> None:
     missing = list_missing(args)
     if not any(step.startswith("photos: ") for step in missing):
         find_images(args.input)  # a wrong --input is a mistake, and told first
+    if len(missing) == 1 and (args.checkpoint, args.mano) == (CHECKPOINT, MANO_FOLDER):  # else a path is mistyped
+        raise UserError(f"the demo needs {missing[0]}")
     if len(missing) > 1:
         steps = "\n".join(f"  {number}. {step}" for number, step in enumerate(missing, 1))
         in_checkout = (ROOT / "pyproject.toml").is_file()
