@@ -55,6 +55,9 @@ class Config(Struct, frozen=True):
         tuple[Annotated[int, Meta(ge=0, le=1_000_000)], ...], Meta(description="epochs that begin with a lower lr")
     ] = (4,)
     lr_dec_factor: Annotated[Positive, Meta(description="divides lr at each of these epochs")] = 10.0
+    warmup_steps: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="steps of the first epoch in which lr rises to its value")
+    ] = 0
     end_epoch: Annotated[Count, Meta(description="number of epochs")] = 7
     train_batch_size: Annotated[Count, Meta(description="samples per step on one GPU")] = 128
     accumulate: Annotated[
@@ -91,6 +94,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "pair_bins": 32,
         },
         "lr": 1e-3,
+        "warmup_steps": 50,
         "train_batch_size": 16,
         "test_batch_size": 16,
     },

@@ -164,15 +164,15 @@ def train(args: argparse.Namespace, process: ProcessInfo) -> int:
 
         stop = stack.enter_context(StopSignal())
         while progress.epoch < config.end_epoch:
-            lr = learning_rate(config, progress.epoch)
-            for group in state.optimizer.param_groups:
-                group["lr"] = lr
             sampler.set_epoch(*progress)
             if log:
                 log.start_epoch(progress)
             angles = torch.zeros(2, len(MANO_JOINTS) - 1, device=process.device)  # sums over hands, and how many hands
             for sample, waited in timed_batches(loader, process.device):
                 at = progress
+                lr = learning_rate(config, at)
+                for group in state.optimizer.param_groups:
+                    group["lr"] = lr
                 is_drawn = log is not None and args.visualize_every > 0 and at.step % args.visualize_every == 0
                 result = train_step(network, state, criterion, sample, config, args.channels_last, is_drawn)
                 values = reduce_and_check(result, criterion, process, stop, at, state.scaler)
@@ -204,9 +204,11 @@ def train(args: argparse.Namespace, process: ProcessInfo) -> int:
     return 0
 
 
-def learning_rate(config: Config, epoch: int) -> float:
-    """A function of the epoch alone, so that there is no state to save."""
-    return config.lr / config.lr_dec_factor ** sum(epoch >= begin for begin in config.lr_dec_epoch)
+def learning_rate(config: Config, at: Progress) -> float:
+    """A function of the progress alone, so that there is no state to save."""
+    lr = config.lr / config.lr_dec_factor ** sum(at.epoch >= begin for begin in config.lr_dec_epoch)
+    warm = (at.step + 1) / config.warmup_steps if at.epoch == 0 and at.step < config.warmup_steps else 1.0
+    return lr * warm
 
 
 # ---- Before the loop ----

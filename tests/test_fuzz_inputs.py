@@ -398,7 +398,7 @@ def options_of(parse) -> list[str]:
 def train_arguments() -> None:
     args = train.parse_args()
     parse_devices(args.gpu)
-    train.learning_rate(read_config(args), 10**6)
+    train.learning_rate(read_config(args), Progress(10**6, 0))
 
 
 def arguments_of_test() -> None:

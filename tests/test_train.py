@@ -388,7 +388,7 @@ def test_published_checkpoint_is_continued_with_its_optimizer(
         for key, value in plain.state[other].items():
             assert torch.equal(ours.state[weight][key], value)
     for group in (*ours.param_groups, *plain.param_groups):
-        group["lr"] = program.learning_rate(Config(), 6)
+        group["lr"] = program.learning_rate(Config(), Progress(6, 0))
     take_steps(state.model, ours, 2, seed=3)
     take_steps(twin, plain, 2, seed=3)
     for weight, other in zip(state.model.parameters(), twin.parameters(), strict=True):
@@ -772,9 +772,17 @@ def test_options_that_make_no_sense_are_refused(argv: str) -> None:
 
 
 def test_learning_rate_falls_as_published() -> None:
-    """1e-4, a tenth of it from epoch 4."""
-    rates = [program.learning_rate(Config(), epoch) for epoch in range(7)]
+    """1e-4, a tenth of it from epoch 4, without a warm-up."""
+    rates = [program.learning_rate(Config(), Progress(epoch, 0)) for epoch in range(7)]
     assert rates == pytest.approx([1e-4] * 4 + [1e-5] * 3)
+
+
+def test_warm_up() -> None:
+    """The first epoch's first steps alone have a lower rate, which rises evenly and is never 0."""
+    config = Config(warmup_steps=4)
+    rates = [program.learning_rate(config, Progress(0, step)) for step in range(6)]
+    assert rates == pytest.approx([2.5e-5, 5e-5, 7.5e-5, 1e-4, 1e-4, 1e-4])
+    assert program.learning_rate(config, Progress(1, 0)) == pytest.approx(1e-4)
 
 
 def test_log_on_a_full_disk_says_so(tmp_path: Path) -> None:
