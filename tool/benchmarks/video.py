@@ -466,7 +466,7 @@ def small_network(checkpoint: Path, mano: Path, rig: HandRig, work: Path) -> lis
         options = VideoOptions(boxes=noisy_boxes(truth, noise))
         found = scan(reader, options, seconds)
         observed = observe_people(reader, found, predictor, options, seconds)
-        table = make_table(found, observed, predictor, reader.size, options, seconds)
+        table = make_table(found, list(observed), predictor, reader.size, options, seconds)
         found_errors[noise] = table_errors(table, truth, rig)
         if not noise:
             broken = [spoil(each, np.random.default_rng(0)) for each in observed]
