@@ -1,6 +1,7 @@
 """The benchmark measures what it says, and what it measures keeps the promises that need no idle machine."""
 
 import json
+import subprocess
 import sys
 from argparse import Namespace
 from functools import partial
@@ -16,6 +17,7 @@ from torch.utils.data import default_collate
 
 from common.criterion import InterWildLoss
 from common.errors import UserError
+from common.options import ROOT
 from common.nets.trans_net import convolve_heatmaps
 from common.targets import build_images, build_targets, make_sample
 from common.types import Annotation
@@ -26,6 +28,7 @@ from tool.benchmarks.core import Bench, Clock, Measurement, peak_memory, table
 from tool.benchmarks.data import metrics
 from tool.benchmarks.network import Backbones, backbone_inputs, dense_heatmaps
 from tool.benchmarks.profile import run_profile
+from tool.benchmarks.store import process_peak
 
 CPU = torch.device("cpu")
 
@@ -192,3 +195,13 @@ def test_the_exported_network_beside_pytorch(monkeypatch, mano_folder, tmp_path)
     assert run(monkeypatch, *options, "--output", tmp_path / "results.json") == 0
     rows = json.loads((tmp_path / "results.json").read_text())["figures"]
     assert len(rows) == 3 * 2 + 2 * 2 and all(0 < row["value"] < 10 and row["met"] is None for row in rows)
+
+
+def test_peak_memory_is_this_process_alone():
+    """`ru_maxrss` of a process begins with the peak of the one that started it, here with more than 300 MiB."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("this system has no /proc")
+    large = np.ones(300 * 2**20, np.uint8)
+    code = "from tool.benchmarks.store import process_peak; print(process_peak())"
+    peak = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT).stdout)
+    assert 10 < peak < 280 and process_peak() > large.nbytes / 2**20

@@ -24,23 +24,25 @@ SPEED_LIMIT = 0.65  # of PyTorch's processor time, with onnxruntime and these ba
 LIMITED_BATCHES, BATCHES = (1, 4), (1, 4, 16)
 MEMORY_LIMIT = 0.6  # of PyTorch's peak memory, without PyTorch
 
-# Each in a process of its own. They print the CPU seconds until they are ready and until the first answer, and the peak
-# of their memory in KiB.
+# Each in a process of its own.
 PREDICTOR = """
-import json, resource, sys, time
+import json, sys, time
 from demo.predictor import HandPredictor
 predictor = HandPredictor.load(sys.argv[1], sys.argv[2], ["cpu"])
 ready = time.process_time()
 predictor(sys.argv[3])
-print(json.dumps([ready, time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
 """
 EXAMPLE = """
-import json, resource, runpy, sys, time
+import json, runpy, sys, time
 sys.modules["torch"] = None
 example = runpy.run_path("docs/onnx_example.py")
 ready = time.process_time()
 example["main"](*sys.argv[1:], sys.argv[3] + "_hands")
-print(json.dumps([ready, time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+"""
+# CPU seconds until it is ready and until the first answer, peak memory in KiB: see `store.process_peak`.
+PRINT = """
+peak = open("/proc/self/status").read().split("VmHWM:")[1].split()[0]
+print(json.dumps([ready, time.process_time(), int(peak)]))
 """
 
 
@@ -92,7 +94,7 @@ def start_up(bench: Bench, work: Path, mano: Path) -> list[Measurement]:
         ("HandPredictor, onnxruntime", PREDICTOR, "network.onnx"),
         ("docs/onnx_example.py", EXAMPLE, "network.onnx"),
     ):
-        command = [sys.executable, "-c", program, *(str(path.resolve()) for path in (work / file, mano, photo))]
+        command = [sys.executable, "-c", program + PRINT, *(str(path.resolve()) for path in (work / file, mano, photo))]
         output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
         results[name] = dict(zip(("ready_s", "answer_s", "peak_KiB"), json.loads(output.splitlines()[-1]), strict=True))
     reference, *others = results

@@ -96,7 +96,7 @@ def measure_build(root: Path, cache: Path, samples: int, workers: int) -> dict[s
         "files_MB": _folder_size(root / "annotations" / "train"),
         "build_s": time.perf_counter() - start,
         "build_cpu_s": time.process_time() - start_cpu,
-        "build_peak_MB": _peak_memory() - before,
+        "build_peak_MB": process_peak() - before,
         "cache_MB": _folder_size(cache),
     }
 
@@ -179,8 +179,8 @@ def _resident_memory() -> float:
     return psutil.Process().memory_info().rss / MB
 
 
-def _peak_memory() -> float:
-    """MB. Neither psutil nor `ru_maxrss` tells it: that begins with the peak of the process that started this one."""
+def process_peak() -> float:
+    """MiB. Neither psutil nor `ru_maxrss` tells it: that begins with the peak of the process that started this one."""
     match = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     return int(match[1]) / 1024 if match else math.nan
 

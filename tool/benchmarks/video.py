@@ -8,7 +8,6 @@ boxes are those of people who cross, and a network that answers at once shows wh
 import argparse
 import json
 import multiprocessing
-import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -38,6 +37,7 @@ from demo.video_hands import VideoOptions, draw_frame, make_table, observe_peopl
 from main.build import build_model
 from main.options import preset_config
 from tool.benchmarks.core import Measurement
+from tool.benchmarks.store import process_peak
 from tool.toy.clip import encode, make_clip, noisy_boxes, true_table, write_clip
 from tool.toy.motion import Motion, add_noise, sample_motion
 from tool.toy.rendering import build_skin
@@ -381,11 +381,10 @@ class InstantPredictor(HandPredictor):
 
 
 def _peak_of_video(path: Path, mano: Path) -> float:
-    """MiB."""
     torch.set_num_threads(1)
     predictor = InstantPredictor(TwoHandMano(*read_hand_models(mano)))
     process_video(path, path.parent / path.stem, predictor, VideoOptions(draw=()))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return process_peak()
 
 
 def memory(work: Path, mano: Path, lengths: tuple[int, int] = (10, 600)) -> list[Measurement]:
