@@ -17,8 +17,8 @@ from torch.utils.data import default_collate
 
 from common.criterion import InterWildLoss
 from common.errors import UserError
-from common.options import ROOT
 from common.nets.trans_net import convolve_heatmaps
+from common.options import ROOT
 from common.targets import build_images, build_targets, make_sample
 from common.types import Annotation
 from common.utils.augment import Augmentation
@@ -198,10 +198,10 @@ def test_the_exported_network_beside_pytorch(monkeypatch, mano_folder, tmp_path)
 
 
 def test_peak_memory_is_this_process_alone():
-    """`ru_maxrss` of a process begins with the peak of the one that started it, here with more than 300 MiB."""
+    """`ru_maxrss` of a process begins with the peak of the one that started it."""
     if not Path("/proc/self/status").exists():
         pytest.skip("this system has no /proc")
-    large = np.ones(300 * 2**20, np.uint8)
+    large = np.ones(600 * 2**20, np.uint8)
     code = "from tool.benchmarks.store import process_peak; print(process_peak())"
-    peak = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT).stdout)
-    assert 10 < peak < 280 and process_peak() > large.nbytes / 2**20
+    child = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT).stdout)
+    assert 10 < child < process_peak() - large.nbytes / 2**21  # both have loaded PyTorch
