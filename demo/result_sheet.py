@@ -58,7 +58,7 @@ def square_around(boxes_image: list[list[float]], image_size: tuple[int, int]) -
     boxes = np.asarray(boxes_image, np.float64)
     low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
     size = np.array(image_size[::-1])
-    side = np.minimum(max((high - low).max() * MARGIN, SMALLEST), size).round()
+    side = np.minimum(max(float(np.max(high - low)) * MARGIN, SMALLEST), size).round()
     start = np.clip((low + high - side) / 2, 0, size - side).round().astype(int)
     (x0, y0), (x1, y1) = start.tolist(), (start + side).astype(int).tolist()
     return slice(y0, y1), slice(x0, x1)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import cv2
@@ -56,8 +56,8 @@ class VideoReader:
                 if not container.streams.video:
                     raise UserError(f"cannot read {path}: it holds no video" + _what_else(container))
                 stream = self._stream(container)
-                self.time_base = stream.time_base or 1 / FALLBACK_RATE
-                self.rate = stream.average_rate or stream.guessed_rate or FALLBACK_RATE
+                self.time_base = exact(stream.time_base or 1 / FALLBACK_RATE)
+                self.rate = exact(stream.average_rate or stream.guessed_rate or FALLBACK_RATE)
                 self.has_sound = bool(container.streams.audio)
                 self.declared = _declared_seconds(container, stream)  # s, or None
                 self.declared_frames = stream.frames or None
@@ -111,6 +111,11 @@ def _open(path: Path) -> av.container.InputContainer:
     return av.open(str(path), options={"format_whitelist": CONTAINERS})
 
 
+def exact(number: Any) -> Fraction:
+    """A rational number of PyAV, which from version 19 has a class of its own that rounds."""
+    return Fraction(number.numerator, number.denominator)
+
+
 def upright(frame: av.VideoFrame) -> np.ndarray:
     """(H, W, 3) uint8 RGB, turned as the file's display matrix asks."""
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))
@@ -118,7 +123,7 @@ def upright(frame: av.VideoFrame) -> np.ndarray:
 
 def _declared_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
     if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
+        return float(stream.duration * exact(stream.time_base))
     return container.duration / av.time_base if container.duration else None
 
 

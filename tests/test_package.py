@@ -44,6 +44,7 @@ class Installation:
 def installed(
     tmp_path_factory: pytest.TempPathFactory, mano_folder: Path, small_snapshot: Path
 ) -> Iterator[Installation]:
+    pytest.importorskip("pip", reason="some tools make environments without pip")
     folder = tmp_path_factory.mktemp("package")
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True

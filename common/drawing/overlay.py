@@ -106,7 +106,7 @@ def _draw_skeleton(canvas: np.ndarray, joints: np.ndarray, finger_colours: list[
             if outline:
                 _draw_line(canvas, joints[parent], joints[child], OUTLINE_RGB, width + 2 * outline)
             _draw_line(canvas, joints[parent], joints[child], colour, width)
-    for joint in np.flatnonzero(finite):
+    for joint in np.flatnonzero(finite).tolist():
         colour = [255, 255, 255] if joint == 0 else finger_colours[(joint - 1) // bones_per_finger]
         if outline:
             _draw_dot(canvas, joints[joint], OUTLINE_RGB, width + outline)

@@ -40,7 +40,7 @@ LOSSES = "criterion::test_every_term_is_what_its_description_says"
 # fmt: off
 MUTATIONS = tuple(Mutation(*row) for row in (
     ("pure-ratio resize", "common/utils/frames.py",
-     "return x / size_a[1] * size_b[1]", "return (x + 0.5) / size_a[1] * size_b[1] - 0.5",
+     "points[..., 1:2] / height_a * height_b", "(points[..., 1:2] + 0.5) / height_a * height_b - 0.5",
      "recorded_functions::test_pair_heatmaps"),
     ("mirror W - 1 - x", "common/utils/mirror.py",
      "torch.cat((width - 1 - points", "torch.cat((width - points",
