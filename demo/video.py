@@ -75,7 +75,8 @@ class VideoReader:
         try:
             with _open(self.path) as container:
                 stream = self._stream(container)
-                stream.thread_type = "AUTO"
+                # Not "AUTO": PyAV 17.1 waits for ever where a frame is refused while others are decoded in threads.
+                stream.thread_type = "SLICE"
                 for index, decoded in enumerate(container.decode(stream)):
                     image = upright(decoded)
                     if image.shape[:2] != self.size:
