@@ -72,7 +72,7 @@ HEIC_SUFFIXES = frozenset((".heic", ".heif", ".hif"))  # read with pillow-heif, 
 MAX_NUMBER = 1e6  # of pixels, seconds or Hz
 # Types of options.
 finite, positive = within(float, -MAX_NUMBER, MAX_NUMBER), within(float, 1 / MAX_NUMBER, MAX_NUMBER)
-not_negative, batch = within(float, 0, MAX_NUMBER), within(int, 1, 4096)
+not_negative, small_count = within(float, 0, MAX_NUMBER), within(int, 1, 4096)
 
 
 def main() -> None:
@@ -135,7 +135,7 @@ def parse_args() -> argparse.Namespace:
     files.add_argument("--output", type=Path, default=DEMO_FOLDER, help="folder for the results (default: this one)")
     processing.add_argument("--gpu", help=GPU_HELP.replace("all CUDA GPUs", "one CUDA GPU"))
     processing.add_argument(
-        "--batch_size", type=batch, default=16, help="photos per batch of the network (default: 16)"
+        "--batch_size", type=small_count, default=16, help="photos per batch of the network (default: 16)"
     )
     processing.add_argument(
         "--hand",
@@ -193,7 +193,10 @@ def parse_args() -> argparse.Namespace:
         "--min_person", type=fraction, default=0.5, help="lowest score of a person, or to start a track (default: 0.5)"
     )
     people.add_argument(
-        "--max_people", type=batch, default=8, help="most people in a photo or frame; the largest are kept (default: 8)"
+        "--max_people",
+        type=small_count,
+        default=8,
+        help="most people in a photo or frame; the largest are kept (default: 8)",
     )
     video = parser.add_argument_group("videos")
     video.add_argument(

@@ -163,8 +163,9 @@ def run(args: argparse.Namespace, process: ProcessInfo) -> None:
     write_results(stem, whole, dataset, about)
     record = run_record(config_to_dict(config), {config.testset: len(whole)}, process.device, **about)
     with error_context(f"cannot write into {folder}"):
+        values = {f"{config.testset}/{name}": value for name, value in whole.compute().items()}
         for board in open_boards(folder, record, args.log_to):
-            board.scalars({f"{config.testset}/{name}": value for name, value in whole.compute().items()}, epoch)
+            board.scalars(values, epoch)
             board.close()
     print(whole.summary())
     if skipped:

@@ -124,7 +124,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--only",
         type=names_from(STAGES),
-        default=[*STAGES][:-1],
+        default=[stage for stage in STAGES if stage != "exported"],
         help=f"stages to run, of {', '.join(STAGES)} (default: all but exported)",
     )
     parser.add_argument(

@@ -98,7 +98,7 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of the clips")
     parser.add_argument("--clips", type=names_from(CLIPS), default=CLIPS, help="names, comma-separated (default: all)")
-    parser.add_argument("--seconds", type=within(float, 0.1, 30), default=4.0, help="length of a clip (default: 4)")
+    parser.add_argument("--seconds", type=within(float, 0.1, 30), default=4.0, help="length of a clip, s (default: 4)")
     parser.add_argument("--scale", type=within(float, 0.1, 4), default=1.0, help="factor on 640 x 360 (default: 1)")
     parser.add_argument("--seed", type=within(int, 0), default=0, help="seed of the random numbers (default: 0)")
     parser.add_argument("--variety", type=fraction, default=0.25, help="how much poses vary, 0 to 1 (default: 0.25)")
